@@ -1,0 +1,50 @@
+# Language, warnings, optimisation, sanitizers, output folders: the same for every target.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+# Portable x86-64 code; kernels choose AVX2 and AVX-512 at run time through target attributes (base/cpu.h).
+set(CMAKE_CXX_FLAGS_RELEASE "-O3 -g1 -DNDEBUG")
+
+find_program(KVRELAY_CCACHE ccache)
+if(KVRELAY_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_C_COMPILER_LAUNCHER "${KVRELAY_CCACHE}")
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${KVRELAY_CCACHE}")
+endif()
+
+add_compile_options(-Wall -Wextra -fno-omit-frame-pointer)
+if(KVRELAY_WERROR)
+  add_compile_options(-Werror)
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # GCC 12 reports overlapping copies inside std::string for `"literal" + string` (GCC bug 105651).
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
+endif()
+
+if(CMAKE_BUILD_TYPE STREQUAL "Debug")
+  add_compile_definitions(_GLIBCXX_ASSERTIONS)
+endif()
+
+if(KVRELAY_SANITIZE)
+  add_compile_options("-fsanitize=${KVRELAY_SANITIZE}" -fno-sanitize-recover=all)
+  add_link_options("-fsanitize=${KVRELAY_SANITIZE}")
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # Instrumented code confuses the flow analysis behind this warning.
+    add_compile_options(-Wno-maybe-uninitialized)
+    if(KVRELAY_SANITIZE MATCHES "thread")
+      # TSan does not model std::atomic_thread_fence; the code that uses fences says so to TSan itself.
+      add_compile_options(-Wno-tsan)
+    endif()
+  endif()
+endif()
+
+# Binaries run from the build tree through absolute paths and from an install or bundle through these.
+set(CMAKE_INSTALL_RPATH "$ORIGIN/../lib/kvrelay:$ORIGIN/../lib")
