@@ -1,0 +1,67 @@
+// Who owns which block. One pool per engine: all its ranks use the same block ids. Reference-counted, because a system
+// prefix's blocks are in many requests' tables.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "kvcache/layout.h"
+
+namespace kvrelay {
+
+class BlockPool;
+
+// One holder's references to blocks, in token order. Move-only; the destructor gives them back. The pool outlives it.
+class BlockTable {
+ public:
+  BlockTable() = default;
+  BlockTable(BlockTable&& other) noexcept;
+  BlockTable& operator=(BlockTable&& other) noexcept;
+  BlockTable(const BlockTable&) = delete;
+  BlockTable& operator=(const BlockTable&) = delete;
+  ~BlockTable();
+
+  std::span<const BlockId> blocks() const { return blocks_; }
+  size_t size() const { return blocks_.size(); }
+  bool empty() const { return blocks_.empty(); }
+  // Another holder of the same blocks.
+  BlockTable Share() const;
+  // Takes over `tail`'s blocks, after ours. Same pool.
+  void Append(BlockTable tail);
+  void Reset();
+
+ private:
+  friend class BlockPool;
+  BlockTable(std::shared_ptr<BlockPool> pool, std::vector<BlockId> blocks);
+  std::shared_ptr<BlockPool> pool_;
+  std::vector<BlockId> blocks_;
+};
+
+// Any thread.
+class BlockPool : public std::enable_shared_from_this<BlockPool> {
+ public:
+  static std::shared_ptr<BlockPool> Create(uint32_t num_blocks);
+  ~BlockPool();
+
+  // `count` blocks with one reference each, or kOverloaded (now) / kTooLarge (never) with both numbers; all or nothing.
+  // Blocks that were freed longest ago are given first, so that a stale reader has the longest time to notice.
+  Result<BlockTable> Allocate(uint32_t count);
+
+  uint32_t num_blocks() const;
+  uint32_t free_blocks() const;
+  uint32_t used_blocks() const;
+
+
+ private:
+  friend class BlockTable;
+  struct State;
+  explicit BlockPool(uint32_t num_blocks);
+  void AddRef(std::span<const BlockId> blocks);
+  void Release(std::span<const BlockId> blocks);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace kvrelay
