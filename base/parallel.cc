@@ -1,0 +1,108 @@
+// Built without ThreadSanitizer's instrumentation (base/CMakeLists.txt): the distributions' libtbb has none, so that TSan
+// cannot see how TBB hands work from thread to thread and would report its every task. The two edges that callers rely on,
+// start to range and range to return, are told to TSan by hand.
+#include "base/parallel.h"
+
+#include <oneapi/tbb/blocked_range.h>
+#include <oneapi/tbb/global_control.h>
+#include <oneapi/tbb/parallel_for.h>
+#include <oneapi/tbb/task_arena.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+
+#include "base/cpu.h"
+
+#ifdef KVRELAY_TSAN
+extern "C" {
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+}
+#else
+namespace {
+void __tsan_acquire(void*) {}
+void __tsan_release(void*) {}
+}  // namespace
+#endif
+
+namespace kvrelay {
+namespace {
+
+struct Pool {
+  explicit Pool(int threads)
+      : threads(threads),
+        allowed(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(threads)),
+        arena(threads) {}
+
+  const int threads;
+  tbb::global_control allowed;  // TBB counts processors, not the cgroup's quota; the smallest alive wins
+  tbb::task_arena arena;
+};
+
+struct PoolSlot {
+  std::mutex mutex;
+  std::shared_ptr<Pool> pool;  // under mutex; never null
+};
+
+// Leaked on purpose: worker threads and other static objects may outlive this file's.
+PoolSlot& Slot() {
+  static auto* slot = [] {
+    auto* s = new PoolSlot;
+    s->pool = std::make_shared<Pool>(AvailableThreads());
+    return s;
+  }();
+  return *slot;
+}
+
+std::shared_ptr<Pool> CurrentPool() {
+  PoolSlot& slot = Slot();
+  const std::lock_guard lock(slot.mutex);
+  return slot.pool;
+}
+
+}  // namespace
+
+void SetParallelism(int threads) {
+  auto pool = std::make_shared<Pool>(std::max(1, threads));
+  PoolSlot& slot = Slot();
+  const std::lock_guard lock(slot.mutex);
+  slot.pool.swap(pool);
+}
+
+int Parallelism() { return CurrentPool()->threads; }
+
+namespace internal {
+
+void ParallelForRange(size_t count, size_t grain, void* context, RangeFn fn) {
+  grain = std::max<size_t>(1, grain);
+  if (count == 0) return;
+  if (count <= grain) return fn(context, 0, count);
+  const std::shared_ptr<Pool> pool = CurrentPool();
+  if (pool->threads == 1) {
+    for (size_t begin = 0; begin < count; begin += grain) {
+      fn(context, begin, std::min(count, begin + grain));
+    }
+    return;
+  }
+  char started = 0;
+  char finished = 0;
+  __tsan_release(&started);
+  pool->arena.execute([&] {
+    // Isolated: while it waits for its last ranges, this thread must not pick up another caller's.
+    tbb::this_task_arena::isolate([&] {
+      tbb::parallel_for(
+          tbb::blocked_range<size_t>(0, count, grain),
+          [&](const tbb::blocked_range<size_t>& range) {
+            __tsan_acquire(&started);
+            fn(context, range.begin(), range.end());
+            __tsan_release(&finished);
+          },
+          tbb::simple_partitioner());
+    });
+  });
+  __tsan_acquire(&finished);
+}
+
+}  // namespace internal
+}  // namespace kvrelay

@@ -1,0 +1,80 @@
+// The way from any thread to the one that owns something: a bounded queue whose descriptor wakes its consumer.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "base/unique_fd.h"
+
+namespace kvrelay {
+
+namespace internal {
+// A non-blocking, CLOEXEC eventfd. Aborts when the process has no descriptor left: queues are made at start-up.
+UniqueFd MakeEventFd();
+void SignalEventFd(int fd);
+void ClearEventFd(int fd);
+}  // namespace internal
+
+// Push: any thread. DrainInto: one thread, the consumer. Items come out in the order in which they went in.
+template <typename T>
+class WakeQueue {
+ public:
+  explicit WakeQueue(size_t capacity) : capacity_(capacity), fd_(internal::MakeEventFd()) {}
+  WakeQueue(const WakeQueue&) = delete;
+  WakeQueue& operator=(const WakeQueue&) = delete;
+
+  // False, and `item` is dropped, when the queue holds `capacity` items: the caller answers kOverloaded. Never blocks.
+  [[nodiscard]] bool Push(T item) {
+    bool was_empty = false;
+    {
+      const std::lock_guard lock(mutex_);
+      if (items_.size() >= capacity_) return false;
+      was_empty = items_.empty();
+      items_.push_back(std::move(item));
+      size_.store(items_.size(), std::memory_order_release);
+    }
+    // Only the item that ends emptiness signals: a busy queue costs no system call.
+    if (was_empty) internal::SignalEventFd(fd_.get());
+    return true;
+  }
+
+  // Appends at most `limit` items to `out` and returns how many. When some are left, fd() stays readable.
+  size_t DrainInto(std::vector<T>& out, size_t limit = SIZE_MAX) {
+    // Cleared before the items are taken: a Push in between leaves a signal too many, never one too few.
+    internal::ClearEventFd(fd_.get());
+    size_t taken = 0;
+    bool left = false;
+    {
+      const std::lock_guard lock(mutex_);
+      while (taken < limit && !items_.empty()) {
+        out.push_back(std::move(items_.front()));
+        items_.pop_front();
+        ++taken;
+      }
+      size_.store(items_.size(), std::memory_order_release);
+      left = !items_.empty();
+    }
+    if (left) internal::SignalEventFd(fd_.get());
+    return taken;
+  }
+
+  // Readable while items wait (now and then also when none does): for epoll and zmq_poll. Owned by the queue.
+  int fd() const { return fd_.get(); }
+
+  // Without a lock, for a consumer that spins before it sleeps; may be out of date at once.
+  size_t ApproximateSize() const { return size_.load(std::memory_order_acquire); }
+
+ private:
+  const size_t capacity_;
+  const UniqueFd fd_;
+  std::mutex mutex_;
+  std::deque<T> items_;          // under mutex_
+  std::atomic<size_t> size_{0};  // items_.size(), written under mutex_
+};
+
+}  // namespace kvrelay
