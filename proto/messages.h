@@ -1,8 +1,10 @@
-// Every message body as a plain struct. The wire form (msgpack maps with these field names) is codec.h's; who sends what and
-// what may come back is PROTOCOL.md's. Durations are milliseconds on the receiver's clock.
+// Every message body as a plain struct. The wire form (msgpack maps with these field names) is
+// codec.h's; who sends what and what may come back is PROTOCOL.md's. Durations are milliseconds on
+// the receiver's clock.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,23 +30,26 @@ enum class Type : uint8_t {
   kHeartbeat = 8,   // reader leader -> owner leader
   kPackedRead = 9,  // reader rank -> owner rank
   kPackedCancel = 10,
-  kPull = 11,       // leader -> its rank
-  kDrop = 12,       // leader -> its rank
-  kDescribe = 13,   // anybody -> front; leader -> its rank
+  kPull = 11,      // leader -> its rank
+  kDrop = 12,      // leader -> its rank
+  kDescribe = 13,  // anybody -> front; leader -> its rank
   kPing = 14,
   kHealth = 15,
-  kPrefill = 16,    // decode leader -> prefill front; two replies: offered (more), finished
-  kGenerate = 17,   // client -> decode front; one reply per token batch (more), then the last
-  kCancel = 18,     // by request id
+  kPrefill = 16,       // decode leader -> prefill front; two replies: offered (more), finished
+  kGenerate = 17,      // client -> decode front; one reply per token batch (more), then the last
+  kCancel = 18,        // by request id
+  kCancelCall = 19,    // caller -> callee: the call with this id is abandoned; no reply
+  kDescribeRank = 20,  // leader -> its rank: its part of Describe
 };
 std::string_view TypeName(Type type);  // "GET_META"
+std::optional<Type> TypeFromName(std::string_view name);
 
 struct Error {
   Code code = Code::kInternal;
   std::string message;
 };
 
-// --- Handshake -----------------------------------------------------------------------------------------------------
+// --- Handshake -----------------------------------------------------------------------------------
 
 struct GetMeta {
   EngineId engine;
@@ -73,13 +78,13 @@ struct Meta {
   KvLayout layout;
   KvShard shard;
   std::vector<RegionInfo> regions;
-  RegionId record_region = 0;     // lease records, 64 bytes each
+  RegionId record_region = 0;  // lease records, 64 bytes each
   uint32_t record_slots = 0;
-  std::string table_hash_key;     // 16 bytes: key of w3, per incarnation
+  std::string table_hash_key;  // 16 bytes: key of w3, per incarnation
   std::vector<TransportAddress> addresses;
 };
 
-// --- Leader and its ranks --------------------------------------------------------------------------------------------
+// --- Leader and its ranks ------------------------------------------------------------------------
 
 struct Hello {
   Incarnation leader = 0;
@@ -94,9 +99,9 @@ struct Start {
   LeaseId lease;
   std::vector<BlockId> blocks;
   uint32_t first_token = 0;
-  uint32_t tokens = 0;         // positions [first_token, first_token + tokens)
+  uint32_t tokens = 0;  // positions [first_token, first_token + tokens)
   ContentHash prompt_hash;
-  uint32_t cap_ms = 0;         // the rank ends the lease itself after this
+  uint32_t cap_ms = 0;  // the rank ends the lease itself after this
 };
 struct StartReply {
   uint32_t slot = 0;
@@ -109,19 +114,20 @@ struct End {
 };
 struct Empty {};
 
-// --- Leases between engines ------------------------------------------------------------------------------------------
+// --- Leases between engines ----------------------------------------------------------------------
 
-// A capability that travels with the request through anybody's router. No block ids, no addresses of memory.
+// A capability that travels with the request through anybody's router. No block ids, no addresses
+// of memory.
 struct TicketPart {
   LeaseId lease;
-  ContentHash hash;          // prompt hash (suffix) or prefix hash
+  ContentHash hash;  // prompt hash (suffix) or prefix hash
   uint32_t first_token = 0;
   uint32_t tokens = 0;
 };
 struct Ticket {
   EngineId owner;
-  Incarnation incarnation = 0;       // of the owner's leader
-  std::string front;                 // endpoint; a hint, not an order
+  Incarnation incarnation = 0;  // of the owner's leader
+  std::string front;            // endpoint; a hint, not an order
   ContentHash model;
   TicketPart prompt;
   std::vector<TicketPart> prefixes;  // each with its own lease
@@ -132,7 +138,7 @@ struct Claim {
   Incarnation reader_incarnation = 0;
   Incarnation owner_incarnation = 0;  // from the ticket
   LeaseId lease;
-  ContentHash hash;                   // from the ticket part; a ticket of another prompt is refused by it
+  ContentHash hash;  // from the ticket part; a ticket of another prompt is refused by it
   uint32_t tokens = 0;
   ContentHash model;
 };
@@ -150,7 +156,7 @@ struct ClaimReply {
   uint32_t tokens = 0;
   uint32_t block_size = 0;
   std::vector<ClaimRank> ranks;
-  uint32_t ttl_ms = 0;          // heartbeat at least three times in it
+  uint32_t ttl_ms = 0;  // heartbeat at least three times in it
 };
 
 struct Release {
@@ -169,7 +175,7 @@ struct HeartbeatReply {
   std::vector<LeaseId> ended;   // of those named
 };
 
-// --- Data ------------------------------------------------------------------------------------------------------------
+// --- Data ----------------------------------------------------------------------------------------
 
 struct PackedRead {
   EngineId reader;
@@ -181,7 +187,7 @@ struct PackedRead {
   uint64_t stream = 0;
   uint64_t chunk_bytes = 0;
   std::string transport;
-  std::string address;                 // the reader's transport address
+  std::string address;  // the reader's transport address
   uint32_t timeout_ms = 0;
 };
 
@@ -194,8 +200,8 @@ struct PackedCancel {
 // One lease's tokens into our own blocks, on one rank.
 struct Pull {
   Incarnation leader = 0;
-  uint64_t number = 0;         // never reused by this leader incarnation
-  std::string peer_front;      // for messages
+  uint64_t number = 0;     // never reused by this leader incarnation
+  std::string peer_front;  // for messages
   EngineId owner;
   LeaseId lease;
   ContentHash hash;
@@ -206,7 +212,7 @@ struct Pull {
   uint32_t timeout_ms = 0;
 };
 struct PullReply {
-  std::string path;            // "mapped"; "mixed" never happens inside one rank and peer
+  std::string path;  // "mapped"; "mixed" never happens inside one rank and peer
   uint64_t bytes = 0;
   double handshake_ms = 0;
   double copy_ms = 0;
@@ -217,7 +223,7 @@ struct Drop {
   uint64_t number = 0;
 };
 
-// --- Looking at a process --------------------------------------------------------------------------------------------
+// --- Looking at a process ------------------------------------------------------------------------
 
 struct Describe {};
 struct DescribeReply {
@@ -235,7 +241,7 @@ struct HealthReply {
   std::string reason;
 };
 
-// --- Requests --------------------------------------------------------------------------------------------------------
+// --- Requests ------------------------------------------------------------------------------------
 
 struct Prefill {
   std::string request_id;
@@ -246,7 +252,7 @@ struct Prefill {
 };
 // First reply (more): the ticket, at once. Second: the KV of every token is published.
 struct PrefillReply {
-  Ticket ticket;          // first reply only
+  Ticket ticket;  // first reply only
   bool finished = false;
   double queue_ms = 0;
   double compute_ms = 0;
@@ -257,7 +263,7 @@ struct Generate {
   std::string request_id;
   std::vector<uint32_t> system_ids;
   std::vector<uint32_t> token_ids;
-  std::string system_text;     // used when the ids are empty and the model has a text codec
+  std::string system_text;  // used when the ids are empty and the model has a text codec
   std::string prompt_text;
   uint32_t max_new_tokens = 0;
   double temperature = 0;
@@ -270,7 +276,8 @@ struct Generate {
 struct GenerateReply {
   std::vector<uint32_t> token_ids;  // new ones
   std::string text;                 // their bytes, complete UTF-8 sequences only
-  std::string summary_json;         // last reply only: everything but ids and text (timing_ms, kv, finish_reason, ...)
+  std::string summary_json;         // last reply only: everything but ids and text (timing_ms, kv,
+                                    // finish_reason, ...)
 };
 struct CancelRequest {
   std::string request_id;

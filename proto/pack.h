@@ -1,0 +1,78 @@
+// Struct -> msgpack, by schema. Private to proto/.
+#pragma once
+
+#include <msgpack.hpp>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "proto/schema.h"
+
+namespace kvrelay::proto {
+
+struct StringSink {
+  std::string bytes;
+  void write(const char* data, size_t size) { bytes.append(data, size); }
+};
+using Packer = msgpack::packer<StringSink>;
+
+inline void PackText(Packer& out, std::string_view text) {
+  out.pack_str(static_cast<uint32_t>(text.size()));
+  out.pack_str_body(text.data(), static_cast<uint32_t>(text.size()));
+}
+inline void PackBytes(Packer& out, const void* data, size_t size) {
+  out.pack_bin(static_cast<uint32_t>(size));
+  out.pack_bin_body(static_cast<const char*>(data), static_cast<uint32_t>(size));
+}
+
+template <typename T>
+void PackStruct(Packer& out, const T& message);
+
+// Enums travel by name: readable in a dump, and free to be renumbered.
+inline void PackValue(Packer& out, Code code) { PackText(out, CodeName(code)); }
+inline void PackValue(Packer& out, DType dtype) { PackText(out, DTypeName(dtype)); }
+inline void PackValue(Packer& out, KvFormat format) { PackText(out, KvFormatName(format)); }
+template <typename Tag>
+void PackValue(Packer& out, const Id128<Tag>& id) {
+  PackBytes(out, id.bytes.data(), id.bytes.size());
+}
+template <typename T>
+requires std::is_arithmetic_v<T>
+void PackValue(Packer& out, T value) { out.pack(value); }
+template <typename T>
+requires requires { Schema<T>::kFields; }
+void PackValue(Packer& out, const T& message) { PackStruct(out, message); }
+
+template <typename S, typename M>
+void PackField(Packer& out, const S& message, const Field<S, M>& field) {
+  PackText(out, field.name);
+  PackValue(out, message.*field.member);
+}
+template <typename S>
+void PackField(Packer& out, const S& message, const Field<S, std::string>& field) {
+  const std::string& value = message.*field.member;
+  PackText(out, field.name);
+  if (field.opaque) {
+    PackBytes(out, value.data(), value.size());
+  } else {
+    PackText(out, value);
+  }
+}
+template <typename S, typename E>
+void PackField(Packer& out, const S& message, const Field<S, std::vector<E>>& field) {
+  const std::vector<E>& values = message.*field.member;
+  PackText(out, field.name);
+  out.pack_array(static_cast<uint32_t>(values.size()));
+  for (const E& value : values) PackValue(out, value);
+}
+
+template <typename T>
+void PackStruct(Packer& out, const T& message) {
+  out.pack_map(std::tuple_size_v<std::remove_const_t<decltype(Schema<T>::kFields)>>);
+  std::apply([&](const auto&... field) { (PackField(out, message, field), ...); },
+             Schema<T>::kFields);
+}
+
+}  // namespace kvrelay::proto
