@@ -1,5 +1,5 @@
-// Who owns which block. One pool per engine: all its ranks use the same block ids. Reference-counted, because a system
-// prefix's blocks are in many requests' tables.
+// Who owns which block. One pool per engine: all its ranks use the same block ids.
+// Reference-counted, because a system prefix's blocks are in many requests' tables.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ namespace kvrelay {
 
 class BlockPool;
 
-// One holder's references to blocks, in token order. Move-only; the destructor gives them back. The pool outlives it.
+// One holder's references to blocks, in token order. Move-only; the destructor gives them back. The
+// pool outlives it.
 class BlockTable {
  public:
   BlockTable() = default;
@@ -46,14 +47,14 @@ class BlockPool : public std::enable_shared_from_this<BlockPool> {
   static std::shared_ptr<BlockPool> Create(uint32_t num_blocks);
   ~BlockPool();
 
-  // `count` blocks with one reference each, or kOverloaded (now) / kTooLarge (never) with both numbers; all or nothing.
-  // Blocks that were freed longest ago are given first, so that a stale reader has the longest time to notice.
+  // `count` blocks with one reference each, or kOverloaded (now) / kTooLarge (never) with both
+  // numbers; all or nothing. Blocks that were freed longest ago are given first, so that a stale
+  // reader has the longest time to notice.
   Result<BlockTable> Allocate(uint32_t count);
 
   uint32_t num_blocks() const;
   uint32_t free_blocks() const;
   uint32_t used_blocks() const;
-
 
  private:
   friend class BlockTable;

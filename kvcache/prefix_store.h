@@ -1,4 +1,5 @@
-// The KV of shared prompt heads that this engine holds: content-hashed, reference-counted, least recently used out first.
+// The KV of shared prompt heads that this engine holds: content-hashed, reference-counted, least
+// recently used out first.
 #pragma once
 
 #include <cstdint>
@@ -37,11 +38,13 @@ class SystemPrefixStore {
 
   // A reference (counts as a hit and as a use), or null.
   PrefixRef Find(const ContentHash& hash);
-  // Takes ownership. When there are more than max_prefixes, the least recently used ones without references go at once; ones
-  // with references stay and go as soon as they can (checked at each Insert and Trim). If the hash is present already, the
-  // present one is returned and `blocks` go back to their pool.
+  // Takes ownership. When there are more than max_prefixes, the least recently used ones without
+  // references go at once; ones with references stay and go as soon as they can (checked at each
+  // Insert and Trim). If the hash is present already, the present one is returned and `blocks` go
+  // back to their pool.
   PrefixRef Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks);
-  // Evicts the least recently used prefix without references; false when there is none. For when blocks run short.
+  // Evicts the least recently used prefix without references; false when there is none. For when
+  // blocks run short.
   bool EvictOne();
   void Trim();
   void Clear();  // drops every prefix without references

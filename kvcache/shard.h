@@ -21,6 +21,7 @@ struct KvShard {
   uint32_t head_count = 0;
   bool operator==(const KvShard&) const = default;
 
+  uint32_t layer_end() const { return layer_begin + layer_count; }
   uint32_t head_end() const { return head_begin + head_count; }
   // The standard split: heads divide evenly over ranks, or, when there are more ranks than heads, ranks divide evenly
   // over heads and hold a replica. All layers. kInvalidArgument names both numbers when neither divides.
