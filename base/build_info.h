@@ -1,5 +1,5 @@
-// What this binary was built from and against. Values are fixed when the build is configured; tools add what is loaded
-// at run time (UCX and ZeroMQ may be other versions then).
+// What this binary was built from and against. Values are fixed when the build is configured; tools
+// add what is loaded at run time (UCX and ZeroMQ may be other versions then).
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@ namespace kvrelay {
 
 struct BuildInfo {
   std::string_view version;       // "0.1.0"
-  std::string_view git;           // commit, with "-dirty" when files differed; "unknown" outside a repository
+  std::string_view git;           // commit, "-dirty" when files differed; "unknown" without git
   std::string_view build_type;    // "Release"
   std::string_view sanitize;      // "address,undefined"; empty without sanitizers
   std::string_view compiler;      // "GNU 12.2.0"

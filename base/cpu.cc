@@ -1,5 +1,6 @@
 #include "base/cpu.h"
 
+#include <cpuid.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -56,8 +57,8 @@ void KeepSmaller(std::optional<double>& smallest, std::optional<double> quota) {
   if (quota && (!smallest || *quota < *smallest)) smallest = quota;
 }
 
-// From the group up to the mount. A container often sees its group mounted as the root while /proc names the host's path:
-// folders that do not exist are passed over.
+// From the group up to the mount. A container often sees its group mounted as the root while /proc
+// names the host's path: folders that do not exist are passed over.
 template <typename Quota>
 void Climb(const std::string& mount, std::string path, Quota quota, std::optional<double>& result) {
   while (true) {
@@ -101,8 +102,14 @@ int AvailableThreads() {
 }
 
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-         __builtin_cpu_supports("f16c") != 0;
+  // Clang 14 has no name for F16C in the builtin, which also asks whether the system saves the wide
+  // registers.
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  return f16c && __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
 }
 
 bool HasAvx512() {

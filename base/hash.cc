@@ -10,7 +10,8 @@
 
 namespace kvrelay {
 
-static_assert(std::endian::native == std::endian::little, "content hashes are of little-endian bytes");
+static_assert(std::endian::native == std::endian::little,
+              "content hashes are of little-endian bytes");
 static_assert(std::tuple_size_v<HashKey> == crypto_shorthash_KEYBYTES);
 
 struct ContentHasher::State {

@@ -13,12 +13,12 @@
 
 namespace kvrelay {
 
-// BLAKE2b-128 of `bytes`. The domain ("prompt", "model"; at most 255 characters) keeps equal bytes of different meaning
-// apart. The value is part of the protocol: both sides must compute the same.
+// BLAKE2b-128 of `bytes`. The domain ("prompt", "model"; at most 255 characters) keeps equal bytes
+// of different meaning apart. The value is part of the protocol: both sides must compute the same.
 ContentHash HashBytes(std::span<const std::byte> bytes, std::string_view domain = {});
 
-// The same in pieces: equal to HashBytes of all pieces joined (boundaries do not count; callers prefix lengths where they
-// must). Finish() ends it.
+// The same in pieces: equal to HashBytes of all pieces joined (boundaries do not count; callers
+// prefix lengths where they must). Finish() ends it.
 class ContentHasher {
  public:
   explicit ContentHasher(std::string_view domain = {});
@@ -29,10 +29,8 @@ class ContentHasher {
   void Update(std::span<const std::byte> bytes);
   // The bytes of a little-endian array, for example of token ids.
   template <typename T, size_t kExtent>
-    requires std::is_integral_v<std::remove_cv_t<T>>
-  void UpdateInts(std::span<T, kExtent> values) {
-    Update(std::as_bytes(values));
-  }
+  requires std::is_integral_v<std::remove_cv_t<T>>
+  void UpdateInts(std::span<T, kExtent> values) { Update(std::as_bytes(values)); }
   ContentHash Finish();
 
  private:
@@ -44,7 +42,7 @@ class ContentHasher {
 using HashKey = std::array<uint8_t, 16>;
 HashKey RandomHashKey();
 
-// SipHash-2-4: without the key nobody can find bytes with a given value. Fast on short input (block tables).
+// SipHash-2-4: without the key nobody can find bytes with a given value. Fast on short input.
 uint64_t KeyedHash(const HashKey& key, std::span<const std::byte> bytes);
 
 }  // namespace kvrelay

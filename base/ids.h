@@ -30,11 +30,14 @@ struct Id128 {
   }
 };
 
-using LeaseId = Id128<struct LeaseIdTag>;          // random; knowing it is the right to claim the lease
-using EngineId = Id128<struct EngineIdTag>;        // one engine (a daemon with all its ranks); survives restarts if configured
-using ContentHash = Id128<struct ContentHashTag>;  // BLAKE2b-128 of content: prompt, prefix, model fingerprint
+// Random; knowing it is the right to claim the lease.
+using LeaseId = Id128<struct LeaseIdTag>;
+// One engine: a daemon with all its ranks. Survives restarts if configured.
+using EngineId = Id128<struct EngineIdTag>;
+// BLAKE2b-128 of content (base/hash.h): prompt, prefix, model fingerprint.
+using ContentHash = Id128<struct ContentHashTag>;
 
-// Random per process start, never 0: tells a restarted process from the one before at the same address.
+// Random per process start, never 0: tells a restarted process from the one before at its address.
 using Incarnation = uint64_t;
 
 }  // namespace kvrelay

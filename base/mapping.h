@@ -9,7 +9,8 @@
 
 namespace kvrelay {
 
-// Move-only. Holds one mmap()ed range, or none. The descriptor that it was made from may be closed meanwhile.
+// Move-only. Holds one mmap()ed range, or none. The descriptor that it was made from may be closed
+// meanwhile.
 class Mapping {
  public:
   Mapping() = default;
@@ -27,8 +28,8 @@ class Mapping {
   Mapping& operator=(const Mapping&) = delete;
   ~Mapping() { Reset(); }
 
-  // mmap(nullptr, bytes, protection, flags, fd, offset). kInvalidArgument for 0 bytes; kResourceExhausted, naming the
-  // bytes, when the kernel has no room; kInternal otherwise.
+  // mmap(nullptr, bytes, protection, flags, fd, offset). kInvalidArgument for 0 bytes;
+  // kResourceExhausted, naming the bytes, when the kernel has no room; kInternal otherwise.
   static Result<Mapping> Map(size_t bytes, int protection, int flags, int fd, int64_t offset = 0);
 
   std::byte* data() const { return data_; }

@@ -1,6 +1,7 @@
-// Built without ThreadSanitizer's instrumentation (base/CMakeLists.txt): the distributions' libtbb has none, so that TSan
-// cannot see how TBB hands work from thread to thread and would report its every task. The two edges that callers rely on,
-// start to range and range to return, are told to TSan by hand.
+// Built without ThreadSanitizer's instrumentation (base/CMakeLists.txt): the distributions' libtbb
+// has none, so that TSan cannot see how TBB hands work from thread to thread and would report its
+// every task. The two edges that callers rely on, start to range and range to return, are told to
+// TSan by hand.
 #include "base/parallel.h"
 
 #include <oneapi/tbb/blocked_range.h>
@@ -15,19 +16,19 @@
 #include "base/cpu.h"
 
 #ifdef KVRELAY_TSAN
-extern "C" {
-void __tsan_acquire(void* address);
-void __tsan_release(void* address);
-}
-#else
-namespace {
-void __tsan_acquire(void*) {}
-void __tsan_release(void*) {}
-}  // namespace
+#include <sanitizer/tsan_interface.h>
 #endif
 
 namespace kvrelay {
 namespace {
+
+#ifdef KVRELAY_TSAN
+void TsanAcquire(char& edge) { __tsan_acquire(&edge); }
+void TsanRelease(char& edge) { __tsan_release(&edge); }
+#else
+void TsanAcquire(char&) {}
+void TsanRelease(char&) {}
+#endif
 
 struct Pool {
   explicit Pool(int threads)
@@ -36,7 +37,8 @@ struct Pool {
         arena(threads) {}
 
   const int threads;
-  tbb::global_control allowed;  // TBB counts processors, not the cgroup's quota; the smallest alive wins
+  // TBB counts processors, not the cgroup's quota. The smallest number alive wins.
+  tbb::global_control allowed;
   tbb::task_arena arena;
 };
 
@@ -87,21 +89,21 @@ void ParallelForRange(size_t count, size_t grain, void* context, RangeFn fn) {
   }
   char started = 0;
   char finished = 0;
-  __tsan_release(&started);
+  TsanRelease(started);
   pool->arena.execute([&] {
     // Isolated: while it waits for its last ranges, this thread must not pick up another caller's.
     tbb::this_task_arena::isolate([&] {
       tbb::parallel_for(
           tbb::blocked_range<size_t>(0, count, grain),
           [&](const tbb::blocked_range<size_t>& range) {
-            __tsan_acquire(&started);
+            TsanAcquire(started);
             fn(context, range.begin(), range.end());
-            __tsan_release(&finished);
+            TsanRelease(finished);
           },
           tbb::simple_partitioner());
     });
   });
-  __tsan_acquire(&finished);
+  TsanAcquire(finished);
 }
 
 }  // namespace internal

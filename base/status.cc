@@ -6,9 +6,11 @@ namespace kvrelay {
 namespace {
 
 constexpr std::array<std::string_view, 15> kNames = {
-    "kOk",          "kInternal",   "kInvalidArgument", "kNotFound",  "kPeerUnreachable",
-    "kDeadlineExceeded", "kIncompatible", "kRefused", "kOverloaded", "kDraining",
-    "kTooLarge",    "kLeaseEnded", "kStaleRead",       "kCancelled", "kResourceExhausted"};
+    "kOk",           "kInternal",        "kInvalidArgument",
+    "kNotFound",     "kPeerUnreachable", "kDeadlineExceeded",
+    "kIncompatible", "kRefused",         "kOverloaded",
+    "kDraining",     "kTooLarge",        "kLeaseEnded",
+    "kStaleRead",    "kCancelled",       "kResourceExhausted"};
 
 }  // namespace
 

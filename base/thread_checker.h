@@ -6,8 +6,9 @@
 
 namespace kvrelay {
 
-// A member of the object that belongs to one thread. It binds to the thread of the first check, so that objects may be
-// built on another thread; Detach() unbinds it for a hand-over (a queue or a lock orders the hand-over itself).
+// A member of the object that belongs to one thread. It binds to the thread of the first check, so
+// that objects may be built on another thread; Detach() unbinds it for a hand-over (a queue or a
+// lock orders the hand-over itself).
 //
 //   void Session::Advance() {
 //     KVRELAY_DCHECK_THREAD(control_thread_);
@@ -29,7 +30,8 @@ class ThreadChecker {
 
 }  // namespace kvrelay
 
-// Aborts, naming the checker and the function, when another thread than the checker's calls. Nothing with NDEBUG.
+// Aborts, naming the checker and the function, when another thread than the checker's calls.
+// Nothing with NDEBUG.
 #ifndef NDEBUG
 #define KVRELAY_DCHECK_THREAD(checker)                           \
   do {                                                           \

@@ -28,8 +28,8 @@ class UniqueFd {
 
   // Gives the descriptor to the caller, who closes it.
   [[nodiscard]] int Release() { return std::exchange(fd_, -1); }
-  // Closes the descriptor, if any, and takes over `fd`. errno stays as it was, so that an error path can close first and
-  // report afterwards.
+  // Closes the descriptor, if any, and takes over `fd`. errno stays as it was, so that an error
+  // path can close first and report afterwards.
   void Reset(int fd = -1);
 
  private:

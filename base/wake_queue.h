@@ -1,4 +1,4 @@
-// The way from any thread to the one that owns something: a bounded queue whose descriptor wakes its consumer.
+// The way to the thread that owns something: a bounded queue whose descriptor wakes its consumer.
 #pragma once
 
 #include <atomic>
@@ -14,13 +14,13 @@
 namespace kvrelay {
 
 namespace internal {
-// A non-blocking, CLOEXEC eventfd. Aborts when the process has no descriptor left: queues are made at start-up.
+// A non-blocking, CLOEXEC eventfd. Aborts when no descriptor is left: queues are made at start-up.
 UniqueFd MakeEventFd();
 void SignalEventFd(int fd);
 void ClearEventFd(int fd);
 }  // namespace internal
 
-// Push: any thread. DrainInto: one thread, the consumer. Items come out in the order in which they went in.
+// Push: any thread. DrainInto: one thread, the consumer. First in, first out.
 template <typename T>
 class WakeQueue {
  public:
@@ -28,7 +28,8 @@ class WakeQueue {
   WakeQueue(const WakeQueue&) = delete;
   WakeQueue& operator=(const WakeQueue&) = delete;
 
-  // False, and `item` is dropped, when the queue holds `capacity` items: the caller answers kOverloaded. Never blocks.
+  // False, and `item` is dropped, when the queue holds `capacity` items: the caller answers
+  // kOverloaded. Never blocks.
   [[nodiscard]] bool Push(T item) {
     bool was_empty = false;
     {
@@ -43,9 +44,10 @@ class WakeQueue {
     return true;
   }
 
-  // Appends at most `limit` items to `out` and returns how many. When some are left, fd() stays readable.
+  // Appends at most `limit` items to `out`; returns how many. While some are left fd() is readable.
   size_t DrainInto(std::vector<T>& out, size_t limit = SIZE_MAX) {
-    // Cleared before the items are taken: a Push in between leaves a signal too many, never one too few.
+    // Cleared before the items are taken: a Push in between leaves one signal too many, not too
+    // few.
     internal::ClearEventFd(fd_.get());
     size_t taken = 0;
     bool left = false;
@@ -63,7 +65,7 @@ class WakeQueue {
     return taken;
   }
 
-  // Readable while items wait (now and then also when none does): for epoll and zmq_poll. Owned by the queue.
+  // Readable while items wait, now and then also when none does: for epoll and zmq_poll.
   int fd() const { return fd_.get(); }
 
   // Without a lock, for a consumer that spins before it sleeps; may be out of date at once.

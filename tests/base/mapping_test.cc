@@ -51,7 +51,7 @@ TEST(Mapping, MovesWithoutUnmapping) {
   Mapping a = Mapping::Map(4096, kReadWrite, kAnonymous, -1).value();
   void* address = a.data();
   Mapping b(std::move(a));
-  EXPECT_FALSE(a.valid());  // NOLINT(bugprone-use-after-move)
+  EXPECT_FALSE(a.valid());
   EXPECT_EQ(b.data(), address);
   b = Mapping::Map(4096, kReadWrite, kAnonymous, -1).value();
   EXPECT_NE(b.data(), address);

@@ -39,7 +39,7 @@ TEST(UniqueFd, MovesAndClosesWhatItReplaces) {
   a = std::move(b);
   EXPECT_EQ(a.get(), second);
   EXPECT_FALSE(IsOpen(first));
-  EXPECT_FALSE(b.valid());  // NOLINT(bugprone-use-after-move)
+  EXPECT_FALSE(b.valid());
   const UniqueFd c(std::move(a));
   EXPECT_EQ(c.get(), second);
   EXPECT_TRUE(IsOpen(second));

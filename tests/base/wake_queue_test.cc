@@ -54,7 +54,8 @@ TEST(WakeQueue, WhatALimitLeavesBehindKeepsItsSignal) {
   EXPECT_EQ(items, (std::vector<int>{0, 1, 2, 3, 4}));
 }
 
-// A consumer that sleeps on the descriptor whenever the queue seems empty must never sleep through an item.
+// A consumer that sleeps on the descriptor whenever the queue seems empty must never sleep through
+// an item.
 TEST(WakeQueue, NoWakeupIsLostBetweenManyProducersAndASleepingConsumer) {
   constexpr int kProducers = 4;
   constexpr int kEach = 5000;
