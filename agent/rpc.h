@@ -1,5 +1,6 @@
-// Calls between agents, as protocol logic sees them: no socket, no thread. The real one is ROUTER/DEALER on the control thread
-// (zmq_rpc.h); tests/sim has one that loses, repeats and reorders.
+// Calls between agents, as protocol logic sees them: no socket, no thread. The real one is
+// ROUTER/DEALER on the control thread (zmq_rpc.h); tests/sim has one that loses, repeats and
+// reorders.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,9 @@
 
 namespace kvrelay::agent {
 
-// Answers one request. May be kept and used later, on the control thread; dropping the last copy without a final answer
-// sends kInternal, so that no caller waits for ever. Answers after the final one, or after the caller went away, are dropped.
+// Answers one request. May be kept and used later, on the control thread; dropping the last copy
+// without a final answer sends kInternal, so that no caller waits for ever. Answers after the final
+// one, or after the caller went away, are dropped.
 class Responder {
  public:
   virtual ~Responder() = default;
@@ -23,6 +25,10 @@ class Responder {
   virtual void Fail(const Status& status) = 0;
   // True once the caller is known to be gone (disconnected, or cancelled by its own deadline).
   virtual bool cancelled() const = 0;
+  // `fn` runs once on the control thread when cancelled() becomes true, never after the final
+  // answer and never inside a call of this object. Replaces the function set before. What `fn`
+  // holds is let go with it: it may hold this responder.
+  virtual void OnCancel(std::function<void()> fn) = 0;
 };
 using ResponderPtr = std::shared_ptr<Responder>;
 
@@ -35,10 +41,12 @@ class Rpc {
   using OnReply = std::function<void(Result<std::string> body, bool more)>;
 
   virtual ~Rpc() = default;
-  // All on the control thread. One handler per type; a request without one is answered kInvalidArgument.
+  // All on the control thread. One handler per type; a request without one is answered
+  // kInvalidArgument.
   virtual void Handle(proto::Type type, Handler handler) = 0;
-  // Sends now; the callback never runs inside Call. kDeadlineExceeded at the deadline, kPeerUnreachable when the connection is
-  // refused or broken. The message is not repeated: callers repeat idempotent ones (see call.h).
+  // Sends now; the callback never runs inside Call. kDeadlineExceeded at the deadline,
+  // kPeerUnreachable when the connection is refused or broken. The message is not repeated: callers
+  // repeat idempotent ones (see call.h).
   virtual CallId Call(const std::string& endpoint, proto::Type type, std::string body,
                       TimePoint deadline, OnReply on_reply) = 0;
   // The callback does not run any more. Unknown ids are ignored.
