@@ -1,0 +1,216 @@
+#include "engine/llama.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/parallel.h"
+#include "engine/kv_write.h"
+#include "engine/llama_weights.h"
+#include "engine/matrix.h"
+#include "engine/rope.h"
+
+namespace kvrelay::engine {
+namespace {
+
+// Rows per range of the element-wise passes.
+constexpr size_t kRowGrain = 16;
+
+void RmsNorm(const float* x, const std::vector<float>& weight, double eps, float* out) {
+  double squares = 0;
+  for (size_t i = 0; i < weight.size(); ++i) squares += double{x[i]} * x[i];
+  const auto scale =
+      static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(weight.size()) + eps));
+  for (size_t i = 0; i < weight.size(); ++i) out[i] = weight[i] * (x[i] * scale);
+}
+
+// gate <- silu(gate) * up
+void SwiGlu(float* gate, const float* up, size_t count) {
+  for (size_t i = 0; i < count; ++i) gate[i] = gate[i] / (1.0F + std::exp(-gate[i])) * up[i];
+}
+
+class LlamaShard final : public ModelShard {
+ public:
+  LlamaShard(const ModelConfig& config, LlamaSplit split, LlamaWeights weights, TpGroup& group)
+      : config_(config),
+        split_(std::move(split)),
+        weights_(std::move(weights)),
+        group_(group),
+        inverse_frequencies_(InverseFrequencies(config.rope, config.head_dim)) {}
+
+  Status Forward(const StepRows& step, const KvView& kv, std::span<float> logits,
+                 const LayersWritten& layers_written) override;
+
+ private:
+  // A step's activations, row after row; kept between steps so that decoding allocates nothing.
+  struct Buffers {
+    std::vector<float> x;  // residual stream
+    std::vector<float> normed;
+    std::vector<float> qkv;
+    std::vector<float> q;
+    std::vector<float> attended;
+    std::vector<float> lse;
+    std::vector<float> gate_up;
+    std::vector<float> activated;
+    std::vector<float> update;  // what a sub-layer adds to x
+  };
+
+  void Resize(size_t rows);
+  void Embed(const StepRows& step);
+  void NormRows(const std::vector<float>& weight, size_t rows);
+  void RotateAndStore(const StepRows& step, const RopeTable& rope, const KvView& kv,
+                      uint32_t layer);
+  void Attend(const StepRows& step, const KvView& kv, uint32_t layer);
+  void FeedForward(const LlamaLayer& layer, size_t rows);
+  // x += the sum of all ranks' `update`.
+  Status AddUpdate();
+  void Logits(const StepRows& step, std::span<float> logits);
+
+  const ModelConfig config_;
+  const LlamaSplit split_;
+  const LlamaWeights weights_;
+  TpGroup& group_;
+  const std::vector<float> inverse_frequencies_;
+  Buffers buffers_;
+};
+
+void LlamaShard::Resize(size_t rows) {
+  Buffers& b = buffers_;
+  const size_t q = size_t{split_.query_heads} * config_.head_dim;
+  const size_t kv = size_t{split_.kv.head_count} * config_.head_dim;
+  b.x.resize(rows * config_.hidden_size);
+  b.normed.resize(rows * config_.hidden_size);
+  b.qkv.resize(rows * (q + 2 * kv));
+  b.q.resize(rows * q);
+  b.attended.resize(rows * q);
+  b.lse.resize(rows * split_.query_heads);
+  b.gate_up.resize(rows * 2 * split_.intermediate);
+  b.activated.resize(rows * split_.intermediate);
+  b.update.resize(rows * config_.hidden_size);
+}
+
+void LlamaShard::Embed(const StepRows& step) {
+  const size_t hidden = config_.hidden_size;
+  for (size_t row = 0; row < step.token_ids.size(); ++row) {
+    const float* from = weights_.embedding->values.data() + step.token_ids[row] * hidden;
+    std::copy(from, from + hidden, buffers_.x.data() + row * hidden);
+  }
+}
+
+void LlamaShard::NormRows(const std::vector<float>& weight, size_t rows) {
+  const size_t hidden = config_.hidden_size;
+  ParallelFor(rows, kRowGrain, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+      RmsNorm(buffers_.x.data() + row * hidden, weight, config_.rms_norm_eps,
+              buffers_.normed.data() + row * hidden);
+    }
+  });
+}
+
+void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, const KvView& kv,
+                                uint32_t layer) {
+  const size_t q = size_t{split_.query_heads} * config_.head_dim;
+  const size_t kv_width = size_t{split_.kv.head_count} * config_.head_dim;
+  const uint32_t block_size = kv.layout().block_size;
+  ParallelFor(step.token_ids.size(), kRowGrain, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+      float* from = buffers_.qkv.data() + row * (q + 2 * kv_width);
+      rope.Rotate(row, from, split_.query_heads + split_.kv.head_count);
+      std::copy(from, from + q, buffers_.q.data() + row * q);
+      WriteKv(kv, layer, step.blocks[row], step.positions[row] % block_size, from + q,
+              from + q + kv_width);
+    }
+  });
+}
+
+void LlamaShard::Attend(const StepRows& step, const KvView& kv, uint32_t layer) {
+  const attention::Batch batch = {.sequences = step.sequences,
+                                  .query_heads = split_.query_heads,
+                                  .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim))};
+  if (step.relay != nullptr) {
+    attention::RelayAttention(kv, layer, batch, *step.relay, buffers_.q, buffers_.attended,
+                              buffers_.lse);
+  } else {
+    attention::PagedAttention(kv, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
+  }
+}
+
+void LlamaShard::FeedForward(const LlamaLayer& layer, size_t rows) {
+  Buffers& b = buffers_;
+  const size_t width = split_.intermediate;
+  MultiplyTransposed(b.normed.data(), rows, config_.hidden_size, layer.gate_up.values.data(),
+                     2 * width, b.gate_up.data(), 2 * width);
+  ParallelFor(rows, kRowGrain, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+      float* gate = b.gate_up.data() + row * 2 * width;
+      SwiGlu(gate, gate + width, width);
+      std::copy(gate, gate + width, b.activated.data() + row * width);
+    }
+  });
+  MultiplyTransposed(b.activated.data(), rows, width, layer.down.values.data(), config_.hidden_size,
+                     b.update.data(), config_.hidden_size);
+}
+
+Status LlamaShard::AddUpdate() {
+  KVRELAY_RETURN_IF_ERROR(group_.AllReduce(split_.kv.tp_rank, buffers_.update));
+  for (size_t i = 0; i < buffers_.x.size(); ++i) buffers_.x[i] += buffers_.update[i];
+  return Status::Ok();
+}
+
+void LlamaShard::Logits(const StepRows& step, std::span<float> logits) {
+  const size_t hidden = config_.hidden_size;
+  for (size_t i = 0; i < step.logit_rows.size(); ++i) {
+    RmsNorm(buffers_.x.data() + step.logit_rows[i] * hidden, weights_.final_norm,
+            config_.rms_norm_eps, buffers_.normed.data() + i * hidden);
+  }
+  MultiplyTransposed(buffers_.normed.data(), step.logit_rows.size(), hidden, weights_.head,
+                     split_.vocab_end - split_.vocab_begin, logits.data() + split_.vocab_begin,
+                     config_.vocab_size);
+}
+
+Status LlamaShard::Forward(const StepRows& step, const KvView& kv, std::span<float> logits,
+                           const LayersWritten& layers_written) {
+  Buffers& b = buffers_;
+  const size_t rows = step.token_ids.size();
+  const size_t q = size_t{split_.query_heads} * config_.head_dim;
+  Resize(rows);
+  Embed(step);
+  const RopeTable rope(inverse_frequencies_, step.positions);
+  for (uint32_t i = 0; i < config_.num_layers; ++i) {
+    const LlamaLayer& layer = weights_.layers[i];
+    NormRows(layer.input_norm, rows);
+    MultiplyTransposed(b.normed.data(), rows, config_.hidden_size, layer.qkv.values.data(),
+                       layer.qkv.rows, b.qkv.data(), layer.qkv.rows);
+    RotateAndStore(step, rope, kv, i);
+    layers_written(i + 1);
+    Attend(step, kv, i);
+    MultiplyTransposed(b.attended.data(), rows, q, layer.o.values.data(), config_.hidden_size,
+                       b.update.data(), config_.hidden_size);
+    KVRELAY_RETURN_IF_ERROR(AddUpdate());
+    NormRows(layer.post_norm, rows);
+    FeedForward(layer, rows);
+    KVRELAY_RETURN_IF_ERROR(AddUpdate());
+  }
+  Logits(step, logits);
+  return Status::Ok();
+}
+
+}  // namespace
+
+Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& checkpoint,
+                               TpGroup& group) {
+  KVRELAY_ASSIGN_OR_RETURN(const std::shared_ptr<const Matrix> embedding,
+                           LoadEmbedding(config, checkpoint));
+  ModelShards shards(group.size());
+  KVRELAY_RETURN_IF_ERROR(group.Run([&](uint32_t rank) -> Status {
+    KVRELAY_ASSIGN_OR_RETURN(LlamaSplit split, LlamaSplit::Make(config, group.size(), rank));
+    KVRELAY_ASSIGN_OR_RETURN(LlamaWeights weights,
+                             LoadLlamaWeights(config, checkpoint, split, embedding));
+    shards[rank] =
+        std::make_unique<LlamaShard>(config, std::move(split), std::move(weights), group);
+    return Status::Ok();
+  }));
+  return shards;
+}
+
+}  // namespace kvrelay::engine

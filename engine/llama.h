@@ -1,0 +1,18 @@
+// LlamaForCausalLM in fp32: pre-norm RMSNorm, grouped-query attention with rotary positions,
+// SwiGLU.
+//
+// Tensor parallel: Q, K, V, gate and up are split by outputs (whole heads; KV heads are replicated
+// where ranks outnumber them), O and down by inputs with an all-reduce behind them, the head by
+// vocabulary. The embedding, and the head when it is tied to it, is held once and shared by the
+// ranks.
+#pragma once
+
+#include "base/status.h"
+#include "engine/model.h"
+
+namespace kvrelay::engine {
+
+Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& checkpoint,
+                               TpGroup& group);
+
+}  // namespace kvrelay::engine

@@ -1,0 +1,53 @@
+// One rank's weights of a Llama model, as LlamaShard multiplies with them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/status.h"
+#include "engine/checkpoint.h"
+#include "engine/matrix.h"
+#include "engine/model_config.h"
+#include "kvcache/shard.h"
+
+namespace kvrelay::engine {
+
+// Which part of each layer a rank computes.
+struct LlamaSplit {
+  uint32_t query_heads = 0;  // of this rank; the first one is query_head_begin
+  uint32_t query_head_begin = 0;
+  KvShard kv;
+  uint32_t intermediate = 0;  // columns of gate and up; the first one is intermediate_begin
+  uint32_t intermediate_begin = 0;
+  uint32_t vocab_begin = 0;  // rows of the head
+  uint32_t vocab_end = 0;
+
+  // kInvalidArgument: see CheckTensorParallel.
+  static Result<LlamaSplit> Make(const ModelConfig& config, uint32_t tp_size, uint32_t tp_rank);
+};
+
+struct LlamaLayer {
+  std::vector<float> input_norm;
+  Matrix qkv;  // outputs: query heads, key heads, value heads
+  Matrix o;
+  std::vector<float> post_norm;
+  Matrix gate_up;  // outputs: gate, then up
+  Matrix down;
+};
+
+struct LlamaWeights {
+  std::shared_ptr<const Matrix> embedding;  // [vocab_size][hidden_size]
+  std::vector<LlamaLayer> layers;
+  std::vector<float> final_norm;
+  Matrix own_head;              // empty when tied
+  const float* head = nullptr;  // row vocab_begin of the head, in `embedding` or own_head
+};
+
+Result<std::shared_ptr<const Matrix>> LoadEmbedding(const ModelConfig& config,
+                                                    const Checkpoint& checkpoint);
+Result<LlamaWeights> LoadLlamaWeights(const ModelConfig& config, const Checkpoint& checkpoint,
+                                      const LlamaSplit& split,
+                                      std::shared_ptr<const Matrix> embedding);
+
+}  // namespace kvrelay::engine

@@ -1,0 +1,40 @@
+#include "engine/matrix.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+
+#include "base/parallel.h"
+
+namespace kvrelay::engine {
+namespace {
+
+// Outputs per BLAS call: wide enough for its kernels, narrow enough to keep all threads busy.
+constexpr size_t kOutputsPerCall = 64;
+// About 20 us of multiply-adds on one core.
+constexpr size_t kWorkPerRange = 400'000;
+
+}  // namespace
+
+void MultiplyTransposed(const float* x, size_t rows, size_t columns, const float* weights,
+                        size_t outputs, float* out, size_t out_stride) {
+  // BLAS's own threads would fight with ours. Once is enough, but the call costs nothing.
+  openblas_set_num_threads(1);
+  if (rows == 0) return;
+  const size_t calls = (outputs + kOutputsPerCall - 1) / kOutputsPerCall;
+  const size_t work_per_call = rows * columns * kOutputsPerCall;
+  const size_t grain = std::max<size_t>(1, kWorkPerRange / work_per_call);
+  ParallelFor(calls, grain, [&](size_t begin, size_t end) {
+    for (size_t call = begin; call < end; ++call) {
+      const size_t first = call * kOutputsPerCall;
+      const size_t count = std::min(kOutputsPerCall, outputs - first);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<blasint>(rows),
+                  static_cast<blasint>(count), static_cast<blasint>(columns), 1.0F, x,
+                  static_cast<blasint>(columns), weights + first * columns,
+                  static_cast<blasint>(columns), 0.0F, out + first,
+                  static_cast<blasint>(out_stride));
+    }
+  });
+}
+
+}  // namespace kvrelay::engine

@@ -1,0 +1,59 @@
+// A model as the runner sees it, and the registry of architectures.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+#include "base/status.h"
+#include "engine/checkpoint.h"
+#include "engine/model_config.h"
+#include "engine/tp_group.h"
+#include "kvcache/kv_view.h"
+
+namespace kvrelay::engine {
+
+// One step's work, the same for all ranks: the rows (new tokens) of all sequences, one sequence
+// after the other.
+struct StepRows {
+  std::span<const uint32_t> token_ids;  // below the vocabulary's size
+  std::span<const uint32_t> positions;
+  std::span<const BlockId> blocks;  // that take each row's K and V, at token position % block_size
+  std::span<const attention::Sequence> sequences;
+  const attention::RelayMetadata* relay = nullptr;  // null: paged attention for all
+  std::span<const uint32_t> logit_rows;             // rows whose logits are wanted, ascending
+};
+
+// One rank's part of a model.
+class ModelShard {
+ public:
+  // After the step's K and V of layers [0, layers) are in this rank's cache.
+  using LayersWritten = std::function<void(uint32_t layers)>;
+
+  virtual ~ModelShard() = default;
+  // Called on all ranks of the group at once, inside TpGroup::Run. Writes K and V of all rows to
+  // `kv`, and this rank's part of the logits to `logits` ([logit_rows][vocab_size], shared by the
+  // ranks: each writes columns of its own).
+  virtual Status Forward(const StepRows& step, const KvView& kv, std::span<float> logits,
+                         const LayersWritten& layers_written) = 0;
+};
+
+using ModelShards = std::vector<std::unique_ptr<ModelShard>>;  // by rank
+// Loads the weights of all ranks of `group`, which outlives the shards.
+using ModelBuilder = Result<ModelShards> (*)(const ModelConfig& config,
+                                             const Checkpoint& checkpoint, TpGroup& group);
+
+// The builder of config.architecture; kInvalidArgument names it and the ones that there are. A new
+// architecture is one file with a builder, and one line in model.cc.
+Result<ModelBuilder> FindArchitecture(const ModelConfig& config);
+
+// kInvalidArgument, with both numbers, when heads or the feed-forward's width do not divide among
+// `tp_size` ranks. (More ranks than KV heads are fine when they divide evenly: such ranks hold
+// replicas.)
+Status CheckTensorParallel(const ModelConfig& config, uint32_t tp_size);
+
+}  // namespace kvrelay::engine
