@@ -1,14 +1,19 @@
-// Ways to reach another agent's memory. One interface, one contract; a transport knows neither messages nor leases: it moves
-// what a plan says and returns the guard words it saw.
+// Ways to reach another agent's memory. One interface, one contract; a transport knows neither
+// messages nor leases: it moves what a plan says and returns the guard words it saw.
 //
 // Contract
-//  - Every started operation completes exactly once (ok, failed, cancelled, deadline); after its completion nothing writes
-//    its destination and nothing reads its source. Completions are delivered through the Executor that the transport was
-//    created with (the agent's control thread), never from inside the call that started the operation.
-//  - Every operation has a deadline; a transport enforces it itself, whatever the peer does (SIGSTOP included).
-//  - KV memory is never writable by a peer, and bytes of a packed stream land in the transport's own staging memory, whence the
+//  - Every started operation completes exactly once (ok, failed, cancelled, deadline); after its
+//  completion nothing writes
+//    its destination and nothing reads its source. Completions are delivered through the Executor
+//    that the transport was created with (the agent's control thread), never from inside the call
+//    that started the operation.
+//  - Every operation has a deadline; a transport enforces it itself, whatever the peer does
+//  (SIGSTOP included).
+//  - KV memory is never writable by a peer, and bytes of a packed stream land in the transport's
+//  own staging memory, whence the
 //    transport unpacks them by plan: cancelling is local and immediate.
-//  - Starting calls come from the control thread. Copies run on the transport's own transfer thread.
+//  - Starting calls come from the control thread. Copies run on the transport's own transfer
+//  thread.
 //  - The destructor cancels what is in flight, joins its thread and unmaps in bounded time.
 #pragma once
 
@@ -34,14 +39,16 @@ using Executor = std::function<void(std::function<void()>)>;
 struct LocalRegion {
   std::byte* data = nullptr;
   uint64_t bytes = 0;
-  int export_fd = -1;  // read-only descriptor of the same memory, -1 when it cannot be mapped by others
+  int export_fd =
+      -1;  // read-only descriptor of the same memory, -1 when it cannot be mapped by others
 };
 
-// How to reach a process's regions by one transport; made by LocalAddress(), carried in META, opaque to everybody else.
+// How to reach a process's regions by one transport; made by LocalAddress(), carried in META,
+// opaque to everybody else.
 using Address = std::string;
 
 struct PeerSpec {
-  std::string name;                    // for messages: "prefill 127.0.0.1:7601 rank 1"
+  std::string name;  // for messages: "prefill 127.0.0.1:7601 rank 1"
   Address address;
   std::vector<uint64_t> region_bytes;  // of its regions, by RegionId
   Incarnation incarnation = 0;
@@ -59,9 +66,10 @@ struct GuardRef {
 
 struct Completion {
   Status status;
-  GuardWords before;    // first guard read (packed: of the first chunk; per-chunk agreement is checked by the transport)
-  GuardWords after;     // second guard read (packed: of the last chunk)
-  uint64_t bytes = 0;   // payload bytes moved
+  GuardWords before;   // first guard read (packed: of the first chunk; per-chunk agreement is
+                       // checked by the transport)
+  GuardWords after;    // second guard read (packed: of the last chunk)
+  uint64_t bytes = 0;  // payload bytes moved
 };
 using Done = std::function<void(Completion)>;
 
@@ -83,10 +91,11 @@ class Transport {
   // Empty when the transport cannot serve peers (then why_not() says so).
   virtual Address LocalAddress() const = 0;
 
-  // Opens the way to one incarnation of a peer: one callback, by the deadline. kOneSided: the regions are really mapped (or
-  // registered) when it succeeds; a failure's message is the reason that `inspect` shows for the path not taken.
-  // `on_death` fires at most once, on the control thread, when the peer's process is seen to have died; operations on it
-  // have failed by then, and mappings are gone.
+  // Opens the way to one incarnation of a peer: one callback, by the deadline. kOneSided: the
+  // regions are really mapped (or registered) when it succeeds; a failure's message is the reason
+  // that `inspect` shows for the path not taken. `on_death` fires at most once, on the control
+  // thread, when the peer's process is seen to have died; operations on it have failed by then, and
+  // mappings are gone.
   virtual void Connect(PeerSpec peer, TimePoint deadline,
                        std::function<void(Result<PeerHandle>)> connected,
                        std::function<void()> on_death) = 0;
@@ -97,31 +106,33 @@ class Transport {
   virtual OpId Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
                     Done done) = 0;
 
-  // kPacked, reader: expects `stream` and unpacks its chunks into local regions (src region 0 = the chunk). Start it before
-  // the owner is asked to send. A chunk whose guard words do not satisfy `want` fails the operation with kStaleRead and is
-  // not unpacked; so does one out of order or of the wrong length (kInternal).
+  // kPacked, reader: expects `stream` and unpacks its chunks into local regions (src region 0 = the
+  // chunk). Start it before the owner is asked to send. A chunk whose guard words do not satisfy
+  // `want` fails the operation with kStaleRead and is not unpacked; so does one out of order or of
+  // the wrong length (kInternal).
   virtual OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan,
                                   GuardExpectation want, TimePoint deadline, Done done) = 0;
-  // kPacked, owner: for each chunk reads the guard, packs (local regions -> dst region 0 = a registered ring slot), reads the
-  // guard again, and sends both with the chunk to the reader's address. Stops at the first chunk whose guard does not hold.
-  // A send completion is not delivery.
+  // kPacked, owner: for each chunk reads the guard, packs (local regions -> dst region 0 = a
+  // registered ring slot), reads the guard again, and sends both with the chunk to the reader's
+  // address. Stops at the first chunk whose guard does not hold. A send completion is not delivery.
   virtual OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
-                               const LeaseRecord* record, GuardExpectation want,
-                               TimePoint deadline, Done done) = 0;
+                               const LeaseRecord* record, GuardExpectation want, TimePoint deadline,
+                               Done done) = 0;
 
-  // Completes the operation with kCancelled soon, unless it completed already. Unknown ids are ignored.
+  // Completes the operation with kCancelled soon, unless it completed already. Unknown ids are
+  // ignored.
   virtual void Cancel(OpId op) = 0;
 };
 
 // Settings that all transports share.
 struct Options {
-  std::vector<LocalRegion> regions;    // by RegionId
+  std::vector<LocalRegion> regions;  // by RegionId
   Executor executor;
-  std::string run_dir;                 // folder for Unix sockets, mode 0700
-  std::string data_interface;          // for UCX TCP; empty: loopback
+  std::string run_dir;         // folder for Unix sockets, mode 0700
+  std::string data_interface;  // for UCX TCP; empty: loopback
   Duration spin = std::chrono::microseconds(50);
-  uint64_t chunk_bytes = 1 << 20;      // packed streams
-  Incarnation incarnation = 0;         // of this process
+  uint64_t chunk_bytes = 1 << 20;  // packed streams
+  Incarnation incarnation = 0;     // of this process
 };
 
 // Each refuses with a reason when this host cannot do it.

@@ -1,0 +1,335 @@
+// The `mapped` transport: peers on this host are read through read-only mappings of their
+// registered memory.
+#include <glog/logging.h>
+
+#include <atomic>
+#include <chrono>
+#include <list>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "transport/mapped_address.h"
+#include "transport/mapped_listener.h"
+#include "transport/mapped_peer.h"
+#include "transport/mapped_read.h"
+#include "transport/mapped_wire.h"
+#include "transport/transfer_thread.h"
+#include "transport/transport.h"
+
+namespace kvrelay::transport {
+namespace {
+
+constexpr size_t kMaxReads = 4096;
+
+class MappedTransport final : public Transport, private TransferThread::Worker {
+ public:
+  static Result<std::unique_ptr<Transport>> Create(Options options);
+  ~MappedTransport() override { thread_.reset(); }
+
+  std::string_view name() const override { return "mapped"; }
+  Style style() const override { return Style::kOneSided; }
+  Address LocalAddress() const override { return address_; }
+
+  void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
+               std::function<void()> on_death) override;
+  void Disconnect(PeerHandle peer) override;
+  OpId Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline, Done done) override;
+  OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
+                          TimePoint deadline, Done done) override;
+  OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
+                       GuardExpectation want, TimePoint deadline, Done done) override;
+  void Cancel(OpId op) override;
+
+ private:
+  struct Peer {
+    std::unique_ptr<MappedPeer> way;
+    TimePoint deadline;                                 // of connecting
+    std::function<void(Result<PeerHandle>)> connected;  // null once it was called
+    std::shared_ptr<std::function<void()>> on_death;  // emptied on the control thread by Disconnect
+    bool over = false;                                // failed or dead: to be removed
+  };
+  struct ReadOp {
+    OpId id = 0;
+    PeerHandle peer = 0;
+    TimePoint deadline;
+    Done done;
+    MappedRead read;
+  };
+
+  explicit MappedTransport(Options options) : options_(std::move(options)) {
+    for (const LocalRegion& region : options_.regions) {
+      local_bases_.push_back(region.data);
+      local_bytes_.push_back(region.bytes);
+    }
+  }
+
+  // Transfer thread.
+  TimePoint Work(TimePoint now) override;
+  void Finish() override;
+  void OnPeerState(PeerHandle handle, Status status);
+  void StartRead(OpId id, PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
+                 Done done);
+  void StepRead();
+  TimePoint ExpireReads(TimePoint now);
+  TimePoint ExpirePeers(TimePoint now);
+  void FailReadsOf(PeerHandle peer, const Status& status);
+  void Complete(ReadOp op, Status status);
+
+  // Any thread.
+  void Deliver(Done done, Completion completion) {
+    options_.executor([done = std::move(done), completion = std::move(completion)]() mutable {
+      done(std::move(completion));
+    });
+  }
+  void Refuse(Done done, Code code, std::string message) {
+    Completion refused;
+    refused.status = Status(code, std::move(message));
+    Deliver(std::move(done), std::move(refused));
+  }
+
+  const Options options_;
+  std::vector<std::byte*> local_bases_;
+  std::vector<uint64_t> local_bytes_;
+  HostIdentity self_;
+  Address address_;
+
+  // Control thread.
+  uint64_t next_id_ = 1;
+  std::map<PeerHandle, std::weak_ptr<std::function<void()>>> deaths_;
+
+  // Transfer thread.
+  std::unique_ptr<MappedListener> listener_;
+  std::map<PeerHandle, Peer> peers_;
+  std::list<ReadOp> reads_;  // in turn: each step goes to the first, which then goes last
+
+  std::unique_ptr<TransferThread> thread_;
+};
+
+Result<std::unique_ptr<Transport>> MappedTransport::Create(Options options) {
+  if (options.regions.empty() || options.regions.size() > mapped::kMaxRegions) {
+    return Error(Code::kInvalidArgument,
+                 "mapped serves 1 to " + std::to_string(mapped::kMaxRegions) + " regions, not " +
+                     std::to_string(options.regions.size()));
+  }
+  for (size_t i = 0; i < options.regions.size(); ++i) {
+    if (options.regions[i].export_fd < 0) {
+      return Error(Code::kRefused,
+                   "region " + std::to_string(i) + " cannot be mapped by other processes");
+    }
+  }
+  std::unique_ptr<MappedTransport> transport(new MappedTransport(std::move(options)));
+  const Options& own = transport->options_;
+  KVRELAY_ASSIGN_OR_RETURN(transport->self_, ThisHost());
+  KVRELAY_ASSIGN_OR_RETURN(transport->thread_, TransferThread::Create("kvr-mapped", own.spin));
+  KVRELAY_ASSIGN_OR_RETURN(transport->listener_,
+                           MappedListener::Create(transport->thread_->loop(), own.run_dir,
+                                                  own.regions, own.incarnation));
+  KVRELAY_RETURN_IF_ERROR(transport->listener_->Start());
+  transport->address_ = MappedAddress{.host = transport->self_,
+                                      .nonce = transport->listener_->nonce(),
+                                      .socket_path = transport->listener_->socket_path()}
+                            .Encode();
+  transport->thread_->Start(*transport);
+  return transport;
+}
+
+// --- Control thread
+
+void MappedTransport::Connect(PeerSpec spec, TimePoint deadline,
+                              std::function<void(Result<PeerHandle>)> connected,
+                              std::function<void()> on_death) {
+  const PeerHandle handle = next_id_++;
+  auto death = std::make_shared<std::function<void()>>(std::move(on_death));
+  std::erase_if(deaths_, [](const auto& entry) { return entry.second.expired(); });
+  deaths_[handle] = death;
+  thread_->Post([this, handle, deadline, spec = std::move(spec), connected = std::move(connected),
+                 death = std::move(death)]() mutable {
+    Peer& peer = peers_[handle];
+    peer.deadline = deadline;
+    peer.connected = std::move(connected);
+    peer.on_death = std::move(death);
+    peer.way = std::make_unique<MappedPeer>(
+        thread_->loop(), std::move(spec), self_,
+        [this, handle](Status status) { OnPeerState(handle, std::move(status)); });
+    peer.way->Retry();
+  });
+}
+
+void MappedTransport::Disconnect(PeerHandle handle) {
+  if (const auto it = deaths_.find(handle); it != deaths_.end()) {
+    if (const auto death = it->second.lock()) *death = nullptr;
+    deaths_.erase(it);
+  }
+  thread_->Post([this, handle] {
+    FailReadsOf(handle, Status(Code::kCancelled, "disconnected"));
+    peers_.erase(handle);
+  });
+}
+
+OpId MappedTransport::Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
+                           Done done) {
+  const OpId id = next_id_++;
+  thread_->Post(
+      [this, id, peer, guard, deadline, plan = std::move(plan), done = std::move(done)]() mutable {
+        StartRead(id, peer, std::move(plan), guard, deadline, std::move(done));
+      });
+  return id;
+}
+
+OpId MappedTransport::StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation,
+                                         TimePoint, Done done) {
+  Refuse(std::move(done), Code::kInvalidArgument, "mapped is one-sided: it receives no streams");
+  return next_id_++;
+}
+
+OpId MappedTransport::StartPackedSend(PeerSpec, StreamId, StreamPlan, const LeaseRecord*,
+                                      GuardExpectation, TimePoint, Done done) {
+  Refuse(std::move(done), Code::kInvalidArgument, "mapped is one-sided: it sends no streams");
+  return next_id_++;
+}
+
+void MappedTransport::Cancel(OpId op) {
+  thread_->Post([this, op] {
+    for (auto it = reads_.begin(); it != reads_.end(); ++it) {
+      if (it->id != op) continue;
+      ReadOp cancelled = std::move(*it);
+      reads_.erase(it);
+      return Complete(std::move(cancelled), Status(Code::kCancelled, "cancelled"));
+    }
+  });
+}
+
+// --- Transfer thread
+
+TimePoint MappedTransport::Work(TimePoint now) {
+  TimePoint next = listener_->Expire(now);
+  next = std::min(next, ExpirePeers(now));
+  next = std::min(next, ExpireReads(now));
+  if (reads_.empty()) return next;
+  StepRead();
+  return kBusy;
+}
+
+void MappedTransport::Finish() {
+  const Status status(Code::kCancelled, "the transport is closing");
+  while (!reads_.empty()) {
+    ReadOp op = std::move(reads_.front());
+    reads_.pop_front();
+    Complete(std::move(op), status);
+  }
+  for (auto& [handle, peer] : peers_) {
+    if (peer.connected) OnPeerState(handle, status);
+  }
+  peers_.clear();
+  listener_.reset();
+}
+
+void MappedTransport::OnPeerState(PeerHandle handle, Status status) {
+  Peer& peer = peers_.at(handle);
+  if (peer.connected) {
+    Result<PeerHandle> result = handle;
+    if (!status.ok()) {
+      result = Error(std::move(status));
+      peer.over = true;
+    }
+    options_.executor([connected = std::exchange(peer.connected, nullptr),
+                       result = std::move(result)]() mutable { connected(std::move(result)); });
+    return;
+  }
+  peer.over = true;
+  LOG(INFO) << "mapped: " << peer.way->spec().name << ": " << status.message() << "; unmapped";
+  FailReadsOf(handle, status.Wrap(peer.way->spec().name));
+  options_.executor([death = peer.on_death] {
+    if (const auto on_death = std::exchange(*death, nullptr)) on_death();
+  });
+}
+
+void MappedTransport::StartRead(OpId id, PeerHandle handle, CopyPlan plan, GuardRef guard,
+                                TimePoint deadline, Done done) {
+  const auto it = peers_.find(handle);
+  if (it == peers_.end() || !it->second.way->ready()) {
+    return Refuse(std::move(done), Code::kPeerUnreachable, "the peer is not connected any more");
+  }
+  if (reads_.size() >= kMaxReads) {
+    return Refuse(std::move(done), Code::kOverloaded,
+                  std::to_string(kMaxReads) + " reads are in flight already");
+  }
+  const PeerSpec& spec = it->second.way->spec();
+  if (Status status = MappedRead::Check(plan, guard, spec.region_bytes, local_bytes_);
+      !status.ok()) {
+    return Refuse(std::move(done), status.code(), spec.name + ": " + status.message());
+  }
+  reads_.push_back({.id = id,
+                    .peer = handle,
+                    .deadline = deadline,
+                    .done = std::move(done),
+                    .read = MappedRead(std::move(plan), guard)});
+}
+
+void MappedTransport::StepRead() {
+  ReadOp& op = reads_.front();
+  if (op.read.Step(peers_.at(op.peer).way->bases(), local_bases_)) {
+    ReadOp finished = std::move(op);
+    reads_.pop_front();
+    Complete(std::move(finished), Status::Ok());
+  } else {
+    reads_.splice(reads_.end(), reads_, reads_.begin());
+  }
+}
+
+TimePoint MappedTransport::ExpireReads(TimePoint now) {
+  for (auto it = reads_.begin(); it != reads_.end();) {
+    const auto current = it++;
+    if (current->deadline > now) continue;
+    ReadOp late = std::move(*current);
+    reads_.erase(current);
+    const std::string& name = peers_.at(late.peer).way->spec().name;
+    Status status(Code::kDeadlineExceeded, name + ": the read's deadline came after " +
+                                               std::to_string(late.read.bytes()) + " bytes");
+    Complete(std::move(late), std::move(status));
+  }
+  return TimePoint::max();  // what is left is worked on at once
+}
+
+TimePoint MappedTransport::ExpirePeers(TimePoint now) {
+  TimePoint next = TimePoint::max();
+  for (auto& [handle, peer] : peers_) {
+    if (!peer.over && peer.way->retry_at() <= now) peer.way->Retry();
+    if (!peer.over && peer.connected && peer.deadline <= now) {
+      OnPeerState(handle, Status(Code::kDeadlineExceeded,
+                                 "the owner's socket gave no regions before the deadline"));
+    }
+    if (peer.over || !peer.connected) continue;
+    next = std::min({next, peer.deadline, peer.way->retry_at()});
+  }
+  std::erase_if(peers_, [](const auto& entry) { return entry.second.over; });
+  return next;
+}
+
+void MappedTransport::FailReadsOf(PeerHandle peer, const Status& status) {
+  for (auto it = reads_.begin(); it != reads_.end();) {
+    const auto current = it++;
+    if (current->peer != peer) continue;
+    ReadOp failed = std::move(*current);
+    reads_.erase(current);
+    Complete(std::move(failed), status);
+  }
+}
+
+void MappedTransport::Complete(ReadOp op, Status status) {
+  Deliver(std::move(op.done), {.status = std::move(status),
+                               .before = op.read.before(),
+                               .after = op.read.after(),
+                               .bytes = op.read.bytes()});
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> CreateMapped(Options options) {
+  return MappedTransport::Create(std::move(options));
+}
+
+}  // namespace kvrelay::transport

@@ -1,0 +1,60 @@
+// The reader's side of `mapped`: one owner's regions, mapped read-only, for as long as the owner
+// lives.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "kvcache/region.h"
+#include "transport/event_loop.h"
+#include "transport/mapped_address.h"
+#include "transport/transport.h"
+
+namespace kvrelay::transport {
+
+// Transfer thread only. Connecting -> ready -> dead; the destructor closes and unmaps in each.
+class MappedPeer {
+ public:
+  // The outcome of connecting, and later at most once the owner's end. Must not destroy the peer.
+  using OnState = std::function<void(Status)>;
+
+  // `loop` outlives the peer. `on_state` is called from the loop, or from Retry(), never from here:
+  // kOk when every region is mapped; an error when that failed, or (after kOk) when the owner has
+  // ended.
+  MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, OnState on_state);
+  ~MappedPeer();
+
+  // Tries to connect (again). Call it first, and then whenever retry_at() has come.
+  void Retry();
+  TimePoint retry_at() const { return retry_at_; }  // max() when there is nothing to retry
+
+  bool ready() const { return ready_; }
+  const PeerSpec& spec() const { return spec_; }
+  std::span<const std::byte* const> bases() const { return bases_; }
+
+ private:
+  Status Connect();
+  void OnReady();
+  Status ReceiveRegions();
+  void Fail(Status status);
+
+  EventLoop& loop_;
+  const PeerSpec spec_;
+  const HostIdentity self_;
+  const OnState on_state_;
+  TimePoint retry_at_ = TimePoint::max();
+  UniqueFd fd_;
+  bool ready_ = false;
+  std::vector<MappedRegion> regions_;    // by RegionId
+  std::vector<const std::byte*> bases_;  // of regions_
+};
+
+}  // namespace kvrelay::transport
