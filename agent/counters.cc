@@ -1,0 +1,21 @@
+#include "agent/counters.h"
+
+namespace kvrelay::agent {
+
+void Counters::Add(const std::string& name, uint64_t n) {
+  const std::lock_guard lock(mutex_);
+  values_[name] += n;
+}
+
+uint64_t Counters::Get(const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  const auto it = values_.find(name);
+  return it == values_.end() ? 0 : it->second;
+}
+
+std::map<std::string, uint64_t> Counters::Snapshot() const {
+  const std::lock_guard lock(mutex_);
+  return values_;
+}
+
+}  // namespace kvrelay::agent

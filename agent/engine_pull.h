@@ -1,0 +1,97 @@
+// One lease's tokens into this engine: claim, then a PULL to each of our ranks, then the release.
+// All ranks or none.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agent/call.h"
+#include "agent/claims.h"
+#include "agent/env.h"
+#include "agent/rank_links.h"
+#include "kvcache/block_pool.h"
+
+namespace kvrelay::agent {
+
+// What all of a leader's pulls share.
+struct ReaderContext {
+  Env& env;
+  Claims& claims;
+  RankLinks& ranks;
+  ContentHash model;
+  uint32_t block_size = 0;
+  uint64_t next_pull_number = 1;
+  uint64_t quarantined_blocks =
+      0;  // destinations of failed pulls that ranks have not given back yet
+};
+
+struct PullStats {
+  std::string path;         // "mapped", "ucx-packed"; ranks that differ are joined by '+'
+  uint64_t bytes = 0;       // over all ranks
+  double handshake_ms = 0;  // slowest rank
+  double pull_ms = 0;       // slowest rank
+};
+
+struct EnginePullRequest {
+  OwnerKey owner;
+  EngineId owner_engine;
+  proto::TicketPart part;
+  BlockTable blocks;         // ours; held until drained
+  uint32_t first_token = 0;  // of `blocks`
+  TimePoint deadline;
+};
+
+// Control thread of the leader.
+class EnginePull : public std::enable_shared_from_this<EnginePull> {
+ public:
+  struct Events {
+    std::function<void(Result<PullStats>)>
+        finished;                   // exactly once, never inside Start, SetReady or Cancel
+    std::function<void()> drained;  // exactly once, not before `finished`
+  };
+
+  EnginePull(ReaderContext& context, EnginePullRequest request, Events events);
+  ~EnginePull();
+
+  // Claims at once.
+  void Start();
+  // The owner's KV is complete: bytes may move.
+  void SetReady();
+  void Cancel(const Status& why);
+
+ private:
+  struct OnRank {
+    Rpc::CallId pull = 0;
+    std::unique_ptr<RetryingCall> drop;
+    bool asked = false;    // PULL was sent
+    bool done = false;     // PULL answered ok
+    bool dropped = false;  // DROP acknowledged, or never asked
+  };
+
+  void OnClaimed(const Result<std::string>& reply);
+  Status CheckClaim(const proto::ClaimReply& claim) const;
+  void SendPulls();
+  void OnPulled(size_t rank, const Result<std::string>& reply);
+  void Succeed();
+  void Fail(const Status& status);
+  void SendDrop(size_t rank);
+  void DrainIfDropped();
+  std::string Who() const { return "prefill " + request_.owner.front; }
+
+  ReaderContext& context_;
+  EnginePullRequest request_;
+  Events events_;
+  const uint64_t number_;
+  std::unique_ptr<RetryingCall> claim_call_;
+  Clock::TimerId timer_ = 0;
+  proto::ClaimReply claim_;
+  bool claimed_ = false;
+  bool ready_ = false;
+  bool finished_ = false;
+  std::vector<OnRank> ranks_;
+  PullStats stats_;
+};
+
+}  // namespace kvrelay::agent

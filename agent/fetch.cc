@@ -1,0 +1,188 @@
+#include "agent/fetch.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "proto/codec.h"
+
+namespace kvrelay::agent {
+namespace {
+
+constexpr Duration kPause =
+    Millis(100);  // times the number of tries, before the same worker is asked again
+
+}  // namespace
+
+Fetch::Fetch(ReaderContext& context, PrefixTable& prefixes, PrefillPool& pool, FetchOptions options,
+             FetchRequest request, std::function<void(Result<FetchResult>)> finished)
+    : context_(context),
+      prefixes_(prefixes),
+      pool_(pool),
+      options_(options),
+      request_(std::move(request)),
+      finished_(std::move(finished)) {}
+
+uint32_t Fetch::tokens() const {
+  return static_cast<uint32_t>(request_.system_ids.size() + request_.token_ids.size());
+}
+
+void Fetch::Start() {
+  deadline_timer_ = context_.env.clock.CallAt(request_.deadline, [self = shared_from_this()] {
+    self->deadline_timer_ = 0;
+    self->Cancel({Code::kDeadlineExceeded, "the request's deadline passed"});
+  });
+  context_.env.clock.CallAfter({}, [self = shared_from_this()] { self->Try(); });
+}
+
+void Fetch::Try() {
+  if (!cancelled_.ok()) return Finish(Error(cancelled_));
+  Env& env = context_.env;
+  const auto endpoint = pool_.Pick(tokens(), tried_);
+  if (!endpoint.has_value()) {
+    const std::string detail = failure_.ok() ? "" : "; last: " + failure_.ToString();
+    return Finish(Error(failure_.ok() ? Code::kPeerUnreachable : failure_.code(),
+                        "no prefill worker can be used now" + detail));
+  }
+  ++tries_;
+  trying_ = true;
+  prefill_finished_ = false;
+  failure_ = Status::Ok();
+  endpoint_ = *endpoint;
+  tried_.insert(endpoint_);
+  const auto left =
+      static_cast<uint32_t>(std::max<double>(1, ToMillis(request_.deadline - env.clock.Now())));
+  const proto::Prefill prefill{.request_id = request_.request_id,
+                               .system_ids = request_.system_ids,
+                               .token_ids = request_.token_ids,
+                               .model = context_.model,
+                               .timeout_ms = left};
+  call_ = env.rpc.Call(endpoint_, proto::Type::kPrefill, proto::Encode(prefill), request_.deadline,
+                       [weak = weak_from_this()](const Result<std::string>& body, bool more) {
+                         if (const auto self = weak.lock()) self->OnPrefillReply(body, more);
+                       });
+  timer_ = env.clock.CallAfter(options_.offer_timeout, [self = shared_from_this()] {
+    self->timer_ = 0;
+    self->EndTry({Code::kPeerUnreachable,
+                  "prefill " + self->endpoint_ + " did not offer a lease in " +
+                      std::to_string(static_cast<int64_t>(ToMillis(self->options_.offer_timeout))) +
+                      " ms"});
+  });
+}
+
+Status Fetch::CheckTicket(const proto::Ticket& ticket) const {
+  const std::string who = "prefill " + endpoint_;
+  if (ticket.model != context_.model) {
+    return {Code::kIncompatible,
+            who + " has model " + ticket.model.ToHex() + ", here it is " + context_.model.ToHex()};
+  }
+  if (ticket.front != endpoint_) {  // a hint, not an order: we talk to whom we were configured to
+    return {Code::kRefused, who + " sent a ticket of " + ticket.front};
+  }
+  const uint32_t shared = ticket.prefixes.empty() ? 0 : ticket.prefixes.front().tokens;
+  const ContentHash hash = ticket.prefixes.empty() ? ContentHash{} : ticket.prefixes.front().hash;
+  if (ticket.prefixes.size() > 1 || shared != request_.prefix_tokens ||
+      hash != request_.prefix_hash || ticket.prompt.first_token != shared ||
+      ticket.prompt.tokens != tokens() - shared || ticket.prompt.hash != request_.prompt_hash) {
+    return {Code::kIncompatible, who + " sent a ticket for " +
+                                     std::to_string(ticket.prompt.tokens) + " tokens behind " +
+                                     std::to_string(shared) + " shared ones; the request has " +
+                                     std::to_string(tokens() - request_.prefix_tokens) +
+                                     " behind " + std::to_string(request_.prefix_tokens) +
+                                     " (do both sides use the same block size?)"};
+  }
+  return Status::Ok();
+}
+
+void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
+  if (!more) call_ = 0;
+  if (!trying_) return;
+  const auto reply = body.has_value() ? proto::Decode<proto::PrefillReply>(*body)
+                                      : Result<proto::PrefillReply>(tl::unexpected(body.error()));
+  if (!reply.has_value()) return EndTry(reply.error().Wrap("prefill " + endpoint_));
+  Env& env = context_.env;
+  if (!load_ && !prefill_finished_) {
+    if (Status status = CheckTicket(reply->ticket); !status.ok()) return EndTry(status);
+    env.clock.Cancel(std::exchange(timer_, 0));
+    load_ = std::make_shared<Load>(
+        context_, prefixes_,
+        LoadRequest{
+            .ticket = reply->ticket, .blocks = request_.blocks(), .deadline = request_.deadline},
+        Load::Events{.finished = [self = shared_from_this()](
+                                     const Result<LoadResult>& r) { self->OnLoaded(r); },
+                     .drained = [self = shared_from_this()] { self->OnDrained(); }});
+    load_->Start();
+  }
+  if (!reply->finished) return;
+  prefill_finished_ = true;
+  ready_at_ = env.clock.Now();
+  result_.queue_ms = reply->queue_ms;
+  result_.compute_ms = reply->compute_ms;
+  timer_ = env.clock.CallAfter(options_.load_timeout, [self = shared_from_this()] {
+    self->timer_ = 0;
+    self->EndTry({Code::kDeadlineExceeded,
+                  "the pull from prefill " + self->endpoint_ + " took more than " +
+                      std::to_string(static_cast<int64_t>(ToMillis(self->options_.load_timeout))) +
+                      " ms"});
+  });
+  load_->SetReady();
+}
+
+void Fetch::OnLoaded(const Result<LoadResult>& result) {
+  if (!trying_) return;
+  if (!result.has_value()) return EndTry(result.error());
+  result_.load = *result;
+  result_.claim_wait_ms = ToMillis(context_.env.clock.Now() - ready_at_);
+  EndTry(Status::Ok());
+}
+
+void Fetch::EndTry(const Status& status) {
+  Env& env = context_.env;
+  trying_ = false;
+  failure_ = status;
+  env.clock.Cancel(std::exchange(timer_, 0));
+  if (call_ != 0) env.rpc.Abandon(std::exchange(call_, 0));
+  pool_.Done(endpoint_, tokens(), cancelled_.ok() ? status.code() : Code::kCancelled);
+  if (load_) {
+    load_->Cancel(status);  // no-op when it ended by itself; OnDrained goes on
+    return;
+  }
+  env.clock.CallAfter({}, [self = shared_from_this()] { self->AfterTry(); });
+}
+
+void Fetch::OnDrained() {
+  load_.reset();
+  AfterTry();
+}
+
+void Fetch::AfterTry() {
+  if (failure_.ok()) {
+    result_.prefill = endpoint_;
+    result_.retries = static_cast<uint32_t>(tries_ - 1);
+    return Finish(std::move(result_));
+  }
+  result_ = FetchResult{};
+  if (!cancelled_.ok()) return Finish(Error(cancelled_));
+  if (!IsRetryable(failure_.code()) || tries_ > options_.max_retries) {
+    return Finish(Error(failure_));
+  }
+  context_.env.counters.Add("kvrelay_retries_total{reason=\"" +
+                            std::string(CodeName(failure_.code())) + "\"}");
+  // Another worker at once; the same one again only after a breath.
+  const bool other = tried_.size() < pool_.endpoints().size();
+  context_.env.clock.CallAfter(other ? Duration{} : kPause * tries_,
+                               [self = shared_from_this()] { self->Try(); });
+}
+
+void Fetch::Cancel(const Status& why) {
+  if (!finished_ || !cancelled_.ok()) return;
+  cancelled_ = why;
+  if (trying_) EndTry(why);
+}
+
+void Fetch::Finish(Result<FetchResult> result) {
+  context_.env.clock.Cancel(std::exchange(deadline_timer_, 0));
+  const auto finished = std::exchange(finished_, nullptr);
+  if (finished) finished(std::move(result));
+}
+
+}  // namespace kvrelay::agent

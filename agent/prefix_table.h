@@ -1,0 +1,80 @@
+// Shared prefixes on the reader engine: each is pulled once, whoever asks first; everybody else
+// waits for that pull.
+//
+// An entry exists while a prefix is on its way: kPulling (by one request), then present in the
+// store, or kDraining (the pull failed or was cancelled, and ranks may still write its
+// destination). When the destination has drained the next waiter's ticket takes over. References
+// for all waiters are taken in the step that makes the prefix present.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "agent/engine_pull.h"
+#include "kvcache/prefix_store.h"
+
+namespace kvrelay::agent {
+
+struct PrefixGrant {
+  PrefixRef prefix;
+  bool pulled =
+      false;        // by this very request; else it was there, or came with somebody else's pull
+  PullStats stats;  // of that pull
+};
+
+// Control thread of the leader.
+class PrefixTable {
+ public:
+  using RequestId = uint64_t;
+  struct Request {
+    OwnerKey owner;
+    EngineId owner_engine;
+    proto::TicketPart part;  // its own lease on the prefix
+    TimePoint deadline;
+  };
+
+  // `store` and `pool` outlive it.
+  PrefixTable(ReaderContext& context, SystemPrefixStore& store, BlockPool& pool);
+  ~PrefixTable();
+
+  // `done` exactly once, never inside the call, unless cancelled before. The request's lease is
+  // released by the table in every case: by its pull, or because it was not needed.
+  RequestId Acquire(Request request, std::function<void(Result<PrefixGrant>)> done);
+  // `done` does not run any more. If it was the one that pulls, the next waiter takes over.
+  void Cancel(RequestId id);
+
+  size_t waiting() const { return requests_.size(); }
+
+ private:
+  struct Waiting {
+    Request request;
+    std::function<void(Result<PrefixGrant>)> done;
+    Clock::TimerId timer = 0;
+  };
+  struct Entry {
+    RequestId puller = 0;  // 0 while draining, or when the puller was cancelled
+    std::shared_ptr<EnginePull> pull;
+    std::deque<RequestId> waiters;
+  };
+
+  void Arrive(RequestId id);
+  void StartPull(const ContentHash& hash, Entry& entry, RequestId id);
+  Result<BlockTable> TakeBlocks(uint32_t tokens);
+  void OnPulled(const ContentHash& hash, BlockTable blocks, const Result<PullStats>& stats);
+  void OnDrained(const ContentHash& hash);
+  void HandOver(const ContentHash& hash);
+  void Answer(RequestId id, Result<PrefixGrant> grant, bool release);
+
+  ReaderContext& context_;
+  SystemPrefixStore& store_;
+  BlockPool& pool_;
+  RequestId next_id_ = 1;
+  std::unordered_map<RequestId, Waiting> requests_;
+  std::unordered_map<ContentHash, Entry> entries_;
+};
+
+}  // namespace kvrelay::agent

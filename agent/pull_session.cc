@@ -1,0 +1,263 @@
+#include "agent/pull_session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "agent/table_hash.h"
+#include "proto/codec.h"
+
+namespace kvrelay::agent {
+namespace {
+
+constexpr RetryPolicy kReadPolicy{.tries = 3, .per_try = Millis(1000), .pause = Millis(10)};
+
+HashKey KeyOf(const proto::Meta& meta) {
+  HashKey key{};
+  std::copy_n(meta.table_hash_key.begin(), key.size(),
+              key.begin());  // length checked by the handshake
+  return key;
+}
+
+}  // namespace
+
+PullSession::PullSession(Env& env, PeerTable& peers, const RankIdentity& identity,
+                         uint64_t chunk_bytes, proto::Pull pull, Events events)
+    : env_(env),
+      peers_(peers),
+      identity_(identity),
+      chunk_bytes_(chunk_bytes),
+      pull_(std::move(pull)),
+      events_(std::move(events)) {}
+
+PullSession::~PullSession() { env_.clock.Cancel(timer_); }
+
+void PullSession::Start() {
+  started_ = env_.clock.Now();
+  deadline_ = started_ + Millis(pull_.timeout_ms);
+  timer_ = env_.clock.CallAt(deadline_, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) {
+      self->Cancel({Code::kDeadlineExceeded, "the pull from " + self->pull_.peer_front +
+                                                 " took more than " +
+                                                 std::to_string(self->pull_.timeout_ms) + " ms"});
+    }
+  });
+  std::vector<KvShard> owners;
+  for (const proto::ClaimRank& rank : pull_.claim.ranks) owners.push_back(rank.shard);
+  const auto sources = AssignSources(identity_.shard, owners);
+  if (!sources.has_value()) {
+    env_.clock.CallAfter({}, [self = shared_from_this(), status = sources.error()] {
+      self->Cancel(status.Wrap("prefill " + self->pull_.peer_front));
+    });
+    return;
+  }
+  parts_.resize(sources->size());
+  handshakes_left_ = parts_.size();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    parts_[i].source = (*sources)[i];
+    const proto::ClaimRank& rank = pull_.claim.ranks[parts_[i].source.owner];
+    peers_.Get(rank.endpoint, rank.rank, rank.incarnation,
+               [weak = weak_from_this(), i](const Result<std::shared_ptr<const ReadyPeer>>& peer) {
+                 if (const auto self = weak.lock()) self->OnPeer(i, peer);
+               });
+  }
+}
+
+const char* PullSession::state() const {
+  if (drained_) return "drained";
+  if (failed_) return "draining";
+  return handshakes_left_ > 0 ? "handshaking" : "reading";
+}
+
+void PullSession::OnPeer(size_t index, const Result<std::shared_ptr<const ReadyPeer>>& peer) {
+  if (finished_) return;
+  if (!peer.has_value()) return Fail(peer.error());
+  Part& part = parts_[index];
+  if (Status status = StartPart(part, **peer); !status.ok()) {
+    return Fail(status.Wrap(Context(part)));
+  }
+  if (--handshakes_left_ == 0) handshake_ms_ = ToMillis(env_.clock.Now() - started_);
+}
+
+std::string PullSession::Context(const Part& part) const {
+  const proto::ClaimRank& rank = pull_.claim.ranks[part.source.owner];
+  return "prefill " + rank.endpoint + " rank " + std::to_string(rank.rank);
+}
+
+Status PullSession::StartPart(Part& part, const ReadyPeer& peer) {
+  const proto::ClaimRank& rank = pull_.claim.ranks[part.source.owner];
+  if (rank.slot >= peer.meta.record_slots || rank.shard != peer.meta.shard) {
+    return {Code::kIncompatible,
+            "the claim's answer contradicts the handshake: slot " + std::to_string(rank.slot) +
+                " of " + std::to_string(peer.meta.record_slots) + ", " + rank.shard.ToString() +
+                " against " + peer.meta.shard.ToString()};
+  }
+  part.want = {.epoch = rank.epoch,
+               .incarnation = rank.incarnation,
+               .table_hash = TableHash(KeyOf(peer.meta), pull_.claim.blocks, pull_.hash,
+                                       pull_.claim.first_token, pull_.claim.tokens),
+               .tokens = pull_.tokens.end};
+  part.transport = peer.transport;
+  path_ = peer.path;
+  return peer.transport->style() == transport::Style::kOneSided ? StartOneSided(part, peer, rank)
+                                                                : StartPacked(part, peer, rank);
+}
+
+Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank) {
+  auto plan =
+      PlanPull({peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}},
+               {identity_.layout, identity_.shard, {pull_.own_blocks, pull_.own_first_token}},
+               part.source.head_begin, part.source.head_end, pull_.tokens);
+  if (!plan.has_value()) return plan.error();
+  part.bytes = plan->bytes();
+  ++ops_in_flight_;
+  part.op = peer.transport->Read(
+      peer.handle, std::move(*plan),
+      {.region = peer.meta.record_region, .offset = rank.slot * sizeof(LeaseRecord)}, deadline_,
+      OnDone(part));
+  return Status::Ok();
+}
+
+Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank) {
+  const KvShard& ours = identity_.shard;
+  const KvShard& theirs = peer.meta.shard;
+  const StreamShape shape{.layer_begin = std::max(ours.layer_begin, theirs.layer_begin),
+                          .layer_end = std::min(ours.layer_begin + ours.layer_count,
+                                                theirs.layer_begin + theirs.layer_count),
+                          .head_begin = part.source.head_begin,
+                          .head_end = part.source.head_end,
+                          .tokens = pull_.tokens,
+                          .dtype = identity_.layout.dtype,
+                          .head_dim = identity_.layout.head_dim,
+                          .has_v = identity_.layout.has_v()};
+  const auto chunks = StreamChunks::Make(shape, chunk_bytes_);
+  if (!chunks.has_value()) return chunks.error();
+  part.bytes = shape.bytes();
+  part.stream = env_.random();
+  struct Target {
+    StreamChunks chunks;
+    KvLayout layout;
+    KvShard shard;
+    std::vector<BlockId> blocks;
+    uint32_t first_token;
+  };
+  auto target = std::make_shared<const Target>(
+      Target{*chunks, identity_.layout, identity_.shard, pull_.own_blocks, pull_.own_first_token});
+  // A table that does not cover the range is refused before the owner is asked.
+  KVRELAY_ASSIGN_OR_RETURN(
+      [[maybe_unused]] const CopyPlan first,
+      chunks->PlanUnpack({target->layout, target->shard, {target->blocks, target->first_token}},
+                         0));
+  transport::StreamPlan plan{
+      .chunks = chunks->count(),
+      .max_chunk_bytes = chunk_bytes_,
+      .plan_chunk = [target](uint32_t chunk) {
+        return target->chunks.PlanUnpack(
+            {target->layout, target->shard, {target->blocks, target->first_token}}, chunk);
+      }};
+  ++ops_in_flight_;
+  part.op = peer.transport->StartPackedReceive(peer.handle, part.stream, std::move(plan), part.want,
+                                               deadline_, OnDone(part));
+  const proto::PackedRead request{.reader = identity_.engine,
+                                  .reader_incarnation = identity_.incarnation,
+                                  .owner_incarnation = rank.incarnation,
+                                  .lease = pull_.lease,
+                                  .epoch = rank.epoch,
+                                  .shape = shape,
+                                  .stream = part.stream,
+                                  .chunk_bytes = chunk_bytes_,
+                                  .transport = peer.path,
+                                  .address = peer.transport->LocalAddress(),
+                                  .timeout_ms = static_cast<uint32_t>(
+                                      std::max<double>(1, ToMillis(deadline_ - env_.clock.Now())))};
+  const size_t index = static_cast<size_t>(&part - parts_.data());
+  part.request = std::make_unique<RetryingCall>(
+      env_.rpc, env_.clock, Context(part), rank.endpoint, proto::Type::kPackedRead,
+      proto::Encode(request), kReadPolicy, deadline_,
+      [weak = weak_from_this(), index](const Result<std::string>& reply) {
+        const auto self = weak.lock();
+        if (!self || self->finished_ || reply.has_value()) return;
+        self->Fail(reply.error());
+      });
+  return Status::Ok();
+}
+
+transport::Done PullSession::OnDone(const Part& part) {
+  const size_t index = static_cast<size_t>(&part - parts_.data());
+  return [self = shared_from_this(), index](const transport::Completion& completion) {
+    self->OnPartDone(index, completion);
+  };
+}
+
+void PullSession::OnPartDone(size_t index, const transport::Completion& completion) {
+  Part& part = parts_[index];
+  --ops_in_flight_;
+  part.done = true;
+  part.op = 0;
+  part.request.reset();
+  if (!finished_) {
+    Status status = completion.status;
+    if (status.ok() && !GuardHolds(part.want, completion.before, completion.after)) {
+      status = {Code::kStaleRead,
+                "the lease changed while it was read; the bytes were thrown away"};
+    }
+    if (status.code() == Code::kStaleRead) {
+      env_.counters.Add("kvrelay_stale_reads_prevented_total");
+    }
+    if (!status.ok()) {
+      if (status.code() == Code::kPeerUnreachable) {
+        peers_.Forget(pull_.claim.ranks[part.source.owner].endpoint);
+      }
+      Fail(status.Wrap(Context(part)));
+    } else {
+      FinishIfDone();
+    }
+  }
+  DrainIfIdle();
+}
+
+void PullSession::FinishIfDone() {
+  if (!std::ranges::all_of(parts_, [](const Part& part) { return part.done; })) return;
+  finished_ = true;
+  env_.clock.Cancel(timer_);
+  proto::PullReply reply{.path = path_, .bytes = 0, .handshake_ms = handshake_ms_, .copy_ms = 0};
+  for (const Part& part : parts_) reply.bytes += part.bytes;
+  reply.copy_ms = ToMillis(env_.clock.Now() - started_) - handshake_ms_;
+  env_.counters.Add("kvrelay_pulls_total{path=\"" + path_ + "\",outcome=\"ok\"}");
+  events_.finished(reply);
+}
+
+void PullSession::Cancel(const Status& why) {
+  if (!finished_) Fail(why);
+}
+
+void PullSession::Fail(const Status& status) {
+  finished_ = true;
+  failed_ = true;
+  env_.clock.Cancel(timer_);
+  env_.counters.Add("kvrelay_pulls_total{path=\"" + (path_.empty() ? "none" : path_) +
+                    "\",outcome=\"" + std::string(CodeName(status.code())) + "\"}");
+  for (Part& part : parts_) {
+    part.request.reset();
+    if (part.op == 0) continue;
+    if (part.stream != 0) {
+      const proto::ClaimRank& rank = pull_.claim.ranks[part.source.owner];
+      env_.rpc.Call(rank.endpoint, proto::Type::kPackedCancel,
+                    proto::Encode(proto::PackedCancel{.reader = identity_.engine,
+                                                      .reader_incarnation = identity_.incarnation,
+                                                      .stream = part.stream}),
+                    env_.clock.Now() + Millis(1000), [](const Result<std::string>&, bool) {});
+    }
+    part.transport->Cancel(part.op);
+  }
+  events_.finished(Error(status));
+  // Not from inside the call that failed us: whoever started it is still looking at us.
+  env_.clock.CallAfter({}, [self = shared_from_this()] { self->DrainIfIdle(); });
+}
+
+void PullSession::DrainIfIdle() {
+  if (!finished_ || drained_ || ops_in_flight_ > 0) return;
+  drained_ = true;
+  events_.drained();
+}
+
+}  // namespace kvrelay::agent

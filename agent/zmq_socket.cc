@@ -1,0 +1,248 @@
+#include "agent/zmq_socket.h"
+
+#include <glog/logging.h>
+#include <zmq.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "proto/limits.h"
+
+namespace kvrelay::agent {
+namespace {
+
+// A DEALER has two PAIR sockets for its monitor; the default of 1023 sockets would do for 340
+// peers.
+constexpr int kMaxSockets = 16384;
+// We never let ZeroMQ reconnect by itself (see zmq_dialer.h): a new try is a new socket.
+constexpr int kNeverReconnectMs = 3600 * 1000;
+// Unacknowledged bytes on a dead network break the connection after this.
+constexpr int kTcpRetransmitMs = 10'000;
+
+int Ms(Duration d) {
+  return static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(d).count());
+}
+
+std::string LastError() { return zmq_strerror(zmq_errno()); }
+
+// A zmq_msg_t that closes itself.
+class Frame {
+ public:
+  Frame() { zmq_msg_init(&message_); }
+  ~Frame() { zmq_msg_close(&message_); }
+  Frame(const Frame&) = delete;
+  Frame& operator=(const Frame&) = delete;
+  zmq_msg_t* get() { return &message_; }
+  std::string_view view() {
+    return {static_cast<const char*>(zmq_msg_data(&message_)), zmq_msg_size(&message_)};
+  }
+
+ private:
+  zmq_msg_t message_;
+};
+
+}  // namespace
+
+ZmqContext::ZmqContext() : context_(zmq_ctx_new()) {
+  CHECK(context_ != nullptr) << "zmq_ctx_new: " << LastError();
+  zmq_ctx_set(context_, ZMQ_MAX_SOCKETS, kMaxSockets);
+}
+
+ZmqContext::~ZmqContext() {
+  while (zmq_ctx_term(context_) != 0 && zmq_errno() == EINTR) {
+  }
+}
+
+Result<ZmqSocket> ZmqSocket::Create(std::shared_ptr<ZmqContext> context, int type,
+                                    const ZmqSocketOptions& options) {
+  void* const raw = zmq_socket(context->get(), type);
+  if (raw == nullptr) {
+    return Error(Code::kResourceExhausted, "cannot create a ZeroMQ socket: " + LastError());
+  }
+  ZmqSocket socket(std::move(context), raw);
+  struct Setting {
+    int name;
+    int value;
+  };
+  std::vector<Setting> settings = {
+      {ZMQ_LINGER, Ms(options.linger)},
+      {ZMQ_SNDHWM, options.queue_messages},
+      {ZMQ_RCVHWM, options.queue_messages},
+      {ZMQ_HANDSHAKE_IVL, Ms(options.handshake)},
+      {ZMQ_CONNECT_TIMEOUT, Ms(options.handshake)},
+      {ZMQ_HEARTBEAT_IVL, Ms(options.heartbeat)},
+      {ZMQ_HEARTBEAT_TIMEOUT, Ms(options.silence)},
+      {ZMQ_RECONNECT_IVL, kNeverReconnectMs},
+      {ZMQ_TCP_MAXRT, kTcpRetransmitMs},
+  };
+  if (type == ZMQ_ROUTER) settings.push_back({ZMQ_ROUTER_MANDATORY, 1});
+  for (const Setting& setting : settings) {
+    if (zmq_setsockopt(raw, setting.name, &setting.value, sizeof(setting.value)) != 0) {
+      return Error(Code::kInternal, "ZeroMQ refuses option " + std::to_string(setting.name) +
+                                        " = " + std::to_string(setting.value) + ": " + LastError());
+    }
+  }
+  // A longer frame closes its connection before it is read.
+  const auto max_bytes = static_cast<int64_t>(proto::kMaxMessageBytes);
+  if (zmq_setsockopt(raw, ZMQ_MAXMSGSIZE, &max_bytes, sizeof(max_bytes)) != 0) {
+    return Error(Code::kInternal, "ZeroMQ refuses ZMQ_MAXMSGSIZE: " + LastError());
+  }
+  return socket;
+}
+
+ZmqSocket::ZmqSocket(ZmqSocket&& other) noexcept
+    : context_(std::move(other.context_)), socket_(std::exchange(other.socket_, nullptr)) {}
+
+ZmqSocket& ZmqSocket::operator=(ZmqSocket&& other) noexcept {
+  if (this != &other) {
+    Close();
+    context_ = std::move(other.context_);
+    socket_ = std::exchange(other.socket_, nullptr);
+  }
+  return *this;
+}
+
+ZmqSocket::~ZmqSocket() { Close(); }
+
+void ZmqSocket::Close() {
+  if (socket_ != nullptr) zmq_close(std::exchange(socket_, nullptr));
+}
+
+Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
+  if (endpoint.find('[') != std::string::npos) {
+    const int on = 1;
+    zmq_setsockopt(socket_, ZMQ_IPV6, &on, sizeof(on));
+  }
+  // "*" and "0" both mean any port; ZeroMQ knows them as "*" and, since 4, "0".
+  if (zmq_bind(socket_, endpoint.c_str()) != 0) {
+    const bool taken = zmq_errno() == EADDRINUSE;
+    return Error(Code::kInvalidArgument,
+                 "cannot listen on " + endpoint + ": " +
+                     (taken ? "port taken (" + LastError() + ")" : LastError()));
+  }
+  char real[512];
+  size_t size = sizeof(real);
+  if (zmq_getsockopt(socket_, ZMQ_LAST_ENDPOINT, real, &size) != 0) {
+    return Error(Code::kInternal, "cannot learn the port of " + endpoint + ": " + LastError());
+  }
+  return std::string(real);
+}
+
+Status ZmqSocket::Connect(const std::string& endpoint) {
+  if (endpoint.find('[') != std::string::npos) {
+    const int on = 1;
+    zmq_setsockopt(socket_, ZMQ_IPV6, &on, sizeof(on));
+  }
+  if (zmq_connect(socket_, endpoint.c_str()) != 0) {
+    return {Code::kInvalidArgument, "cannot connect to '" + endpoint + "': " + LastError()};
+  }
+  return Status::Ok();
+}
+
+bool ZmqSocket::Send(const std::vector<std::string_view>& frames) {
+  for (size_t i = 0; i < frames.size(); ++i) {
+    const int flags = ZMQ_DONTWAIT | (i + 1 < frames.size() ? ZMQ_SNDMORE : 0);
+    int rc;
+    do {
+      rc = zmq_send(socket_, frames[i].data(), frames[i].size(), flags);
+    } while (rc < 0 && zmq_errno() == EINTR);
+    // Only the first frame can fail: it decides about the whole message.
+    if (rc < 0) return false;
+  }
+  return true;
+}
+
+std::optional<ZmqMessage> ZmqSocket::Receive() {
+  ZmqMessage message;
+  for (;;) {
+    Frame frame;
+    int rc;
+    do {
+      rc = zmq_msg_recv(frame.get(), socket_, ZMQ_DONTWAIT);
+    } while (rc < 0 && zmq_errno() == EINTR);
+    if (rc < 0) return std::nullopt;  // a message comes whole, so this is before its first frame
+    if (message.frame_count++ < kMaxFrames) message.frames.emplace_back(frame.view());
+    const int connection = zmq_msg_get(frame.get(), ZMQ_SRCFD);
+    if (connection >= 0) message.connection = connection;
+    if (message.peer.empty()) {
+      const char* const peer = zmq_msg_gets(frame.get(), "Peer-Address");
+      if (peer != nullptr) message.peer = peer;
+    }
+    if (zmq_msg_more(frame.get()) == 0) return message;
+  }
+}
+
+Result<ZmqMonitor> ZmqMonitor::Create(std::shared_ptr<ZmqContext> context, ZmqSocket& socket,
+                                      int events) {
+  // The address is private to the context; a socket's pointer is its own while it lives.
+  const std::string address =
+      "inproc://monitor-" + std::to_string(reinterpret_cast<uintptr_t>(socket.get()));
+  if (zmq_socket_monitor(socket.get(), address.c_str(), events) != 0) {
+    return Error(Code::kResourceExhausted, "cannot watch a ZeroMQ socket: " + LastError());
+  }
+  void* const pair = zmq_socket(context->get(), ZMQ_PAIR);
+  if (pair == nullptr) {
+    zmq_socket_monitor(socket.get(), nullptr, 0);
+    return Error(Code::kResourceExhausted, "cannot create a ZeroMQ socket: " + LastError());
+  }
+  ZmqMonitor monitor(std::move(context), socket.get(), pair);
+  const int zero = 0;
+  zmq_setsockopt(pair, ZMQ_LINGER, &zero, sizeof(zero));
+  zmq_setsockopt(pair, ZMQ_RCVHWM, &zero, sizeof(zero));  // no limit: an event must not be lost
+  if (zmq_connect(pair, address.c_str()) != 0) {
+    return Error(Code::kInternal, "cannot watch a ZeroMQ socket: " + LastError());
+  }
+  return monitor;
+}
+
+ZmqMonitor::ZmqMonitor(ZmqMonitor&& other) noexcept
+    : context_(std::move(other.context_)),
+      watched_(std::exchange(other.watched_, nullptr)),
+      pair_(std::exchange(other.pair_, nullptr)) {}
+
+ZmqMonitor& ZmqMonitor::operator=(ZmqMonitor&& other) noexcept {
+  if (this != &other) {
+    Close();
+    context_ = std::move(other.context_);
+    watched_ = std::exchange(other.watched_, nullptr);
+    pair_ = std::exchange(other.pair_, nullptr);
+  }
+  return *this;
+}
+
+ZmqMonitor::~ZmqMonitor() { Close(); }
+
+void ZmqMonitor::Close() {
+  if (pair_ == nullptr) return;
+  zmq_socket_monitor(std::exchange(watched_, nullptr), nullptr, 0);
+  zmq_close(std::exchange(pair_, nullptr));
+}
+
+std::optional<ZmqMonitor::Event> ZmqMonitor::Receive() {
+  // Two frames: event (2 bytes) and value (4 bytes), then the endpoint.
+  Frame frame;
+  int rc;
+  do {
+    rc = zmq_msg_recv(frame.get(), pair_, ZMQ_DONTWAIT);
+  } while (rc < 0 && zmq_errno() == EINTR);
+  if (rc < 0) return std::nullopt;
+  Event event;
+  int32_t value = -1;
+  const std::string_view bytes = frame.view();
+  if (bytes.size() >= sizeof(event.what) + sizeof(value)) {
+    std::memcpy(&event.what, bytes.data(), sizeof(event.what));
+    std::memcpy(&value, bytes.data() + sizeof(event.what), sizeof(value));
+  }
+  event.connection = value;
+  bool more = zmq_msg_more(frame.get()) != 0;
+  while (more) {
+    Frame rest;
+    if (zmq_msg_recv(rest.get(), pair_, ZMQ_DONTWAIT) < 0) break;
+    more = zmq_msg_more(rest.get()) != 0;
+  }
+  return event;
+}
+
+}  // namespace kvrelay::agent
