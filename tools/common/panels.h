@@ -1,0 +1,37 @@
+// Several texts side by side while they grow.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace kvrelay::tools {
+
+struct Panel {
+  std::string title;
+  std::string text;
+};
+
+// Text broken into lines of at most `width` columns, at blanks where there are any; newlines stay.
+// Control characters become blanks: what a model writes must not move a terminal's cursor.
+std::vector<std::string> Wrap(const std::string& text, size_t width);
+
+// The panels as rows of columns at least 36 wide, each with its title and the last `text_lines`
+// lines of its text.
+std::vector<std::string> LayOutPanels(const std::vector<Panel>& panels, size_t width,
+                                      size_t text_lines);
+
+// Lines of a terminal that are written again in place. Owned by one thread.
+class LiveLines {
+ public:
+  // Replaces what Show wrote last.
+  void Show(const std::vector<std::string>& lines);
+
+ private:
+  size_t shown_ = 0;
+};
+
+// Columns of the terminal at stdout; 100 when it is none or does not tell.
+size_t TerminalWidth();
+
+}  // namespace kvrelay::tools

@@ -1,0 +1,18 @@
+// The commands of kvrelay. Each parses its own flags, writes results to stdout, and returns the
+// exit status.
+#pragma once
+
+#include <span>
+#include <string>
+
+namespace kvrelay::tools {
+
+using CommandArgs = std::span<const std::string>;  // behind the command's name
+
+int GenerateCommand(CommandArgs args);
+int InspectCommand(CommandArgs args);
+int HealthCommand(CommandArgs args);
+int PingCommand(CommandArgs args);
+int DemoCommand(CommandArgs args);
+
+}  // namespace kvrelay::tools

@@ -1,0 +1,127 @@
+#include "tools/kvrelayd/options.h"
+
+#include <unistd.h>
+
+#include "base/random.h"
+#include "proto/limits.h"
+#include "tools/common/logging.h"
+
+namespace kvrelay::tools {
+namespace {
+
+constexpr size_t kIdDigits = 32;
+
+Result<EngineId> ParseEngineId(const std::string& text) {
+  EngineId id;
+  if (text.empty()) return RandomId<EngineId>();
+  const bool is_hex = text.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (text.size() != kIdDigits || !is_hex) {
+    return Error(Code::kInvalidArgument,
+                 "--engine_id=" + text + " needs 32 hexadecimal digits, lower case");
+  }
+  for (size_t i = 0; i < id.bytes.size(); ++i) {
+    id.bytes[i] = static_cast<uint8_t>(std::stoul(text.substr(2 * i, 2), nullptr, 16));
+  }
+  return id;
+}
+
+}  // namespace
+
+std::string DefaultRunDir(const Environment& environment) {
+  if (const auto runtime = environment("XDG_RUNTIME_DIR"); runtime && !runtime->empty()) {
+    return *runtime + "/kvrelay";
+  }
+  return "/tmp/kvrelay-" + std::to_string(::geteuid());
+}
+
+void DaemonOptions::Declare(FlagSet& flags) {
+  run_dir = DefaultRunDir(ProcessEnvironment());
+  flags.Section("Role and addresses");
+  flags.Choice("role", &role, {"prefill", "decode"},
+               "computes prompts, or pulls their KV and generates");
+  flags.Text("listen", &listen, "tcp://HOST:PORT", "front endpoint; port 0 takes any");
+  flags.Text("advertise", &advertise, "tcp://HOST:PORT",
+             "front endpoint as others reach it; needed when --listen is a wildcard");
+  flags.Text("prefill", &prefill, "ENDPOINT,...", "prefill daemons of a decode daemon");
+  flags.Whole("rank_ports", &rank_ports, 0, 65535,
+              "port of rank 0, the next ranks follow; 0 takes any");
+  flags.Switch("insecure", &insecure, "listens off loopback without keys");
+  flags.Text("engine_id", &engine_id, "HEX",
+             "32 hexadecimal digits that survive restarts; random when empty");
+  AddEngineFlags(flags, &engine);
+  flags.Whole("max_queue", &max_queue, 0, 1U << 20, "requests that wait for a place in the batch");
+  flags.Whole("max_prompt_tokens", &max_prompt_tokens, 0, proto::kMaxTokens,
+              "longest prompt, the system prompt included; 0: what model and cache allow");
+  flags.Section("Moving the cache");
+  flags.Choice("transport", &transport, {"auto", "mapped", "ucx-packed"},
+               "how the cache is pulled; auto takes the first that works, per peer");
+  flags.Whole("lease_ttl_ms", &lease_ttl_ms, 100, proto::kMaxDurationMs,
+              "how long an offered cache waits for its reader, in milliseconds");
+  flags.Whole("pull_timeout_ms", &pull_timeout_ms, 1, proto::kMaxDurationMs,
+              "deadline of one pull, in milliseconds");
+  flags.Text("data_interface", &data_interface, "NAME",
+             "network interface of UCX; loopback when empty");
+  flags.Switch("trusted_data_network", &trusted_data_network,
+               "lets UCX, whose ports are not authenticated, listen off loopback");
+  flags.Text("run_dir", &run_dir, "DIR",
+             "folder (mode 0700) of the sockets by which daemons of one host share memory");
+  flags.Whole("spin_us", &spin_us, 0, 1'000'000, "microseconds a thread spins before it sleeps");
+  flags.Section("Process");
+  flags.Whole("drain_timeout_ms", &drain_timeout_ms, 0, proto::kMaxDurationMs,
+              "how long the first SIGTERM or SIGINT lets open work go on, in milliseconds");
+  AddLogFlag(flags, &log_level);
+}
+
+Status DaemonOptions::Check() {
+  if (role.empty())
+    return Error(Code::kInvalidArgument, "--role=prefill or --role=decode is needed");
+  if (engine.model.empty()) return Error(Code::kInvalidArgument, "--model=DIR is needed");
+
+  const Result<Endpoint> at = ParseEndpoint(listen, AnyPort::kAllowed);
+  if (!at) return at.error().Wrap("--listen");
+  listen_at = advertise_at = *at;
+  if (!advertise.empty()) {
+    const Result<Endpoint> reached_at = ParseEndpoint(advertise, AnyPort::kAllowed);
+    if (!reached_at) return reached_at.error().Wrap("--advertise");
+    if (reached_at->IsWildcard()) {
+      return Error(Code::kInvalidArgument,
+                   "--advertise=" + advertise + " is a wildcard: nobody can connect to that");
+    }
+    advertise_at = *reached_at;
+  } else if (listen_at.IsWildcard()) {
+    return Error(Code::kInvalidArgument,
+                 "--listen=" + listen +
+                     " is a wildcard: --advertise=tcp://HOST:PORT must say how others reach it");
+  }
+  if (!listen_at.IsLoopback() && !insecure) {
+    return Error(Code::kInvalidArgument,
+                 "--listen=" + listen +
+                     " is not loopback and there are no keys: anybody who reaches it can "
+                     "use it; --insecure allows that");
+  }
+  if (!data_interface.empty() && data_interface != "lo" && !trusted_data_network) {
+    return Error(Code::kInvalidArgument, "--data_interface=" + data_interface +
+                                             " opens UCX's unauthenticated ports to that network; "
+                                             "--trusted_data_network allows that");
+  }
+
+  const Result<std::vector<Endpoint>> workers = ParseEndpoints(prefill);
+  if (!workers) return workers.error().Wrap("--prefill");
+  prefill_workers = *workers;
+  if (role == "decode" && prefill_workers.empty()) {
+    return Error(Code::kInvalidArgument, "--role=decode needs --prefill=ENDPOINT,...");
+  }
+  if (role == "prefill" && !prefill_workers.empty()) {
+    return Error(Code::kInvalidArgument, "--prefill goes with --role=decode");
+  }
+  if (rank_ports != 0 && rank_ports + engine.tp - 1 > 65535) {
+    return Error(Code::kInvalidArgument, "--rank_ports=" + std::to_string(rank_ports) +
+                                             " and --tp=" + std::to_string(engine.tp) +
+                                             " go beyond port 65535");
+  }
+  if (run_dir.empty()) return Error(Code::kInvalidArgument, "--run_dir is empty");
+  KVRELAY_ASSIGN_OR_RETURN(id, ParseEngineId(engine_id));
+  return Status::Ok();
+}
+
+}  // namespace kvrelay::tools

@@ -1,0 +1,54 @@
+// What kvrelayd was asked to be.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "tools/common/endpoint.h"
+#include "tools/common/engine_flags.h"
+#include "tools/common/flags.h"
+
+namespace kvrelay::tools {
+
+struct DaemonOptions {
+  std::string role;
+  EngineFlags engine;
+
+  std::string listen = "tcp://127.0.0.1:0";
+  std::string advertise;    // empty: where we listen
+  std::string prefill;      // decode: comma-separated endpoints
+  std::string engine_id;    // 32 hex digits; empty: random
+  uint32_t rank_ports = 0;  // rank i binds rank_ports + i; 0: any
+  bool insecure = false;
+
+  std::string transport = "auto";
+  std::string data_interface;
+  bool trusted_data_network = false;
+  std::string run_dir;  // empty: DefaultRunDir()
+  uint32_t spin_us = 50;
+
+  uint32_t lease_ttl_ms = 10'000;
+  uint32_t pull_timeout_ms = 10'000;
+  uint32_t drain_timeout_ms = 10'000;
+  uint32_t max_queue = 256;
+  uint32_t max_prompt_tokens = 0;  // 0: what the model's context and the cache allow
+  std::string log_level = "info";
+
+  // Declares every flag; this object must not move from here on.
+  void Declare(FlagSet& flags);
+  // Refuses what does not go together; sets the parsed fields below.
+  Status Check();
+
+  Endpoint listen_at;
+  Endpoint advertise_at;  // port 0: the one that was bound
+  std::vector<Endpoint> prefill_workers;
+  EngineId id;
+};
+
+// $XDG_RUNTIME_DIR/kvrelay, else /tmp/kvrelay-UID.
+std::string DefaultRunDir(const Environment& environment);
+
+}  // namespace kvrelay::tools
