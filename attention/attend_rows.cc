@@ -1,0 +1,265 @@
+#include "attention/attend_rows.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+#include "attention/scratch.h"
+#include "attention/softmax_state.h"
+#include "attention/tile_kernel.h"
+#include "base/parallel.h"
+
+namespace kvrelay::attention {
+namespace {
+
+// Partial results of items whose chunks several threads share; an item that does not fit stays with
+// one thread.
+constexpr size_t kMaxPartialFloats = size_t{16} << 20;
+
+// What all items of one call have in common.
+struct Operation {
+  const KvView& kv;
+  uint32_t layer;
+  uint32_t query_heads;
+  uint32_t kv_heads;
+  uint32_t group;  // query heads per KV head
+  uint32_t dim;
+  uint32_t padded_dim;
+  float scale;
+  const float* q;
+  AttendTileFn attend_tile;
+
+  uint32_t PackedRows(const RowItem& item) const {
+    uint32_t rows = 0;
+    for (const RowSegment& segment : item.segments) rows += segment.rows;
+    return rows * group;
+  }
+  // Index of the first query head of a KV head's group in a row of Q, O or LSE.
+  size_t FirstHead(uint32_t row, uint32_t kv_head) const {
+    return size_t{row} * query_heads + size_t{kv_head} * group;
+  }
+};
+
+uint32_t Chunks(const RowItem& item) { return (item.run.keys + kChunkKeys - 1) / kChunkKeys; }
+
+// Gathers a KV head's rows of Q, and how many keys each sees; returns the largest of these.
+uint32_t PackRows(const Operation& op, const RowItem& item, uint32_t kv_head, float* q,
+                  uint32_t* visible) {
+  uint32_t most = 0;
+  for (const RowSegment& segment : item.segments) {
+    for (uint32_t i = 0; i < segment.rows; ++i) {
+      std::memcpy(q, op.q + op.FirstHead(segment.first_row + i, kv_head) * op.dim,
+                  size_t{op.group} * op.dim * sizeof(float));
+      q += size_t{op.group} * op.dim;
+      const auto sees =
+          static_cast<uint32_t>(std::clamp<int64_t>(segment.first_visible + i, 0, item.run.keys));
+      visible = std::fill_n(visible, op.group, sees);
+      most = std::max(most, sees);
+    }
+  }
+  return most;
+}
+
+// Adds the keys of one chunk, up to `end`, to `state`.
+void AttendChunk(const Operation& op, const KeyRun& run, uint32_t kv_head, uint32_t chunk,
+                 uint32_t end, RowBlock block, const SoftmaxState& state, float* tile_scratch) {
+  state.Clear();
+  block.acc = state.acc;
+  block.m = state.m;
+  block.l = state.l;
+  const uint32_t block_size = op.kv.layout().block_size;
+  const uint32_t chunk_end = std::min(end, (chunk + 1) * kChunkKeys);
+  KeyTile tile;
+  tile.dtype = op.kv.layout().dtype;
+  for (uint32_t first = chunk * kChunkKeys; first < chunk_end; first += kTileKeys) {
+    tile.first = first;
+    tile.count = std::min(kTileKeys, chunk_end - first);
+    for (uint32_t i = 0; i < tile.count; ++i) {
+      const uint32_t index = (first + i) / block_size;
+      const BlockId id =
+          index < run.head.size() ? run.head[index] : run.tail[index - run.head.size()];
+      tile.k[i] = op.kv.K(op.layer, id, kv_head, (first + i) % block_size);
+      tile.v[i] = op.kv.V(op.layer, id, kv_head, (first + i) % block_size);
+    }
+    op.attend_tile(tile, block, tile_scratch);
+  }
+}
+
+void WriteRows(const Operation& op, const RowItem& item, uint32_t kv_head,
+               const SoftmaxState& state) {
+  uint32_t packed = 0;
+  for (const RowSegment& segment : item.segments) {
+    for (uint32_t i = 0; i < segment.rows; ++i) {
+      const size_t first_head = op.FirstHead(segment.first_row + i, kv_head);
+      for (uint32_t g = 0; g < op.group; ++g, ++packed) {
+        item.lse[first_head + g] =
+            state.Finish(packed, op.dim, item.out + (first_head + g) * op.dim);
+      }
+    }
+  }
+}
+
+// One KV head of an item: all its chunks, or one chunk whose state is kept in `partial`.
+struct Unit {
+  uint32_t item = 0;
+  uint32_t kv_head = 0;
+  std::optional<uint32_t> chunk;
+  float* partial = nullptr;
+};
+
+void Execute(const Operation& op, const RowItem& item, const Unit& unit) {
+  thread_local Scratch scratch;
+  const uint32_t rows = op.PackedRows(item);
+  const size_t q_floats = Scratch::Padded(size_t{rows} * op.dim);
+  const size_t state_floats = SoftmaxState::Floats(rows, op.padded_dim);
+  float* q = scratch.Reserve(q_floats + 2 * state_floats + Scratch::Padded(rows) +
+                             TileScratchFloats(op.dim));
+  float* total_memory = q + q_floats;
+  float* chunk_memory = total_memory + state_floats;
+  static_assert(sizeof(uint32_t) == sizeof(float));
+  auto* visible = reinterpret_cast<uint32_t*>(chunk_memory + state_floats);
+  float* tile_scratch = chunk_memory + state_floats + Scratch::Padded(rows);
+
+  const uint32_t end = PackRows(op, item, unit.kv_head, q, visible);
+  const RowBlock block{
+      .rows = rows, .head_dim = op.dim, .scale = op.scale, .visible = visible, .q = q};
+  if (unit.chunk.has_value()) {
+    AttendChunk(op, item.run, unit.kv_head, *unit.chunk, end, block,
+                SoftmaxState::In(unit.partial, rows, op.padded_dim), tile_scratch);
+    return;
+  }
+  const auto total = SoftmaxState::In(total_memory, rows, op.padded_dim);
+  const auto next = SoftmaxState::In(chunk_memory, rows, op.padded_dim);
+  AttendChunk(op, item.run, unit.kv_head, 0, end, block, total, tile_scratch);
+  for (uint32_t chunk = 1; chunk < Chunks(item); ++chunk) {
+    AttendChunk(op, item.run, unit.kv_head, chunk, end, block, next, tile_scratch);
+    total.Add(next);
+  }
+  WriteRows(op, item, unit.kv_head, total);
+}
+
+// Which thread-sized pieces a call consists of.
+struct Schedule {
+  // An item of which each chunk is a unit of its own.
+  struct Shared {
+    uint32_t item = 0;
+    size_t first_partial = 0;  // [kv_head][chunk] states from here
+  };
+  std::vector<Unit> units;
+  std::vector<Shared> shared;
+  size_t grain = 1;
+};
+
+// About the nanoseconds of one KV head of an item: widening and transposing the keys, then two
+// products.
+double CostNs(const Operation& op, const RowItem& item) {
+  return 200.0 + 0.04 * item.run.keys * op.dim * (op.PackedRows(item) + 12);
+}
+
+Schedule MakeSchedule(const Operation& op, std::span<const RowItem> items, Scratch& partials) {
+  double total_ns = 0;
+  for (const RowItem& item : items) total_ns += CostNs(op, item) * op.kv_heads;
+  const int threads = Parallelism();
+  // What takes longer than a quarter of a thread's share would keep the others waiting.
+  const double share_ns = std::max(total_ns / threads / 4, 20e3);
+
+  Schedule schedule;
+  size_t partial_floats = 0;
+  for (uint32_t i = 0; i < items.size(); ++i) {
+    const size_t floats = SoftmaxState::Floats(op.PackedRows(items[i]), op.padded_dim) *
+                          Chunks(items[i]) * op.kv_heads;
+    if (threads > 1 && Chunks(items[i]) > 1 && CostNs(op, items[i]) > share_ns &&
+        partial_floats + floats <= kMaxPartialFloats) {
+      schedule.shared.push_back({i, partial_floats});
+      partial_floats += floats;
+    } else {
+      for (uint32_t head = 0; head < op.kv_heads; ++head) schedule.units.push_back({i, head, {}});
+    }
+  }
+  float* memory = partials.Reserve(partial_floats);
+  for (const Schedule::Shared& shared : schedule.shared) {
+    const RowItem& item = items[shared.item];
+    const size_t floats = SoftmaxState::Floats(op.PackedRows(item), op.padded_dim);
+    float* next = memory + shared.first_partial;
+    for (uint32_t head = 0; head < op.kv_heads; ++head) {
+      for (uint32_t chunk = 0; chunk < Chunks(item); ++chunk, next += floats) {
+        schedule.units.push_back({shared.item, head, chunk, next});
+      }
+    }
+  }
+  const double average_ns =
+      total_ns / static_cast<double>(std::max<size_t>(schedule.units.size(), 1));
+  schedule.grain = 1 + static_cast<size_t>(20e3 / average_ns);
+  return schedule;
+}
+
+// Adds up the chunks of one KV head of a shared item.
+void Combine(const Operation& op, const RowItem& item, uint32_t kv_head, float* partials) {
+  const uint32_t rows = op.PackedRows(item);
+  const size_t floats = SoftmaxState::Floats(rows, op.padded_dim);
+  float* first = partials + floats * Chunks(item) * kv_head;
+  const auto total = SoftmaxState::In(first, rows, op.padded_dim);
+  for (uint32_t chunk = 1; chunk < Chunks(item); ++chunk) {
+    total.Add(SoftmaxState::In(first + floats * chunk, rows, op.padded_dim));
+  }
+  WriteRows(op, item, kv_head, total);
+}
+
+}  // namespace
+
+void AppendItems(const RowItem& rows, uint32_t group, std::vector<RowItem>& items) {
+  const uint32_t most = std::max(kMaxPackedRows / group, 1U);
+  RowItem next{{}, rows.run, rows.out, rows.lse};
+  next.run.keys = 0;
+  uint32_t packed = 0;
+  for (const RowSegment& segment : rows.segments) {
+    for (uint32_t done = 0; done < segment.rows;) {
+      const uint32_t count = std::min(segment.rows - done, most - packed);
+      next.segments.push_back({segment.first_row + done, count, segment.first_visible + done});
+      done += count;
+      packed += count;
+      const int64_t last_sees = segment.first_visible + done - 1;
+      next.run.keys = static_cast<uint32_t>(
+          std::clamp<int64_t>(last_sees, next.run.keys, std::max(next.run.keys, rows.run.keys)));
+      if (packed == most) {
+        items.push_back(next);
+        next.segments.clear();
+        next.run.keys = 0;
+        packed = 0;
+      }
+    }
+  }
+  if (packed > 0) items.push_back(std::move(next));
+}
+
+void AttendRows(const KvView& kv, uint32_t layer, uint32_t query_heads, float scale,
+                std::span<const RowItem> items, const float* q) {
+  const KvLayout& layout = kv.layout();
+  const Operation op{.kv = kv,
+                     .layer = layer,
+                     .query_heads = query_heads,
+                     .kv_heads = layout.kv_heads,
+                     .group = query_heads / layout.kv_heads,
+                     .dim = layout.head_dim,
+                     .padded_dim = PaddedDim(layout.head_dim),
+                     .scale = scale,
+                     .q = q,
+                     .attend_tile = BestTileKernel().attend};
+  Scratch partials;
+  const Schedule schedule = MakeSchedule(op, items, partials);
+  ParallelFor(schedule.units.size(), schedule.grain, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      Execute(op, items[schedule.units[i].item], schedule.units[i]);
+    }
+  });
+  float* memory = partials.Reserve(0);
+  ParallelFor(schedule.shared.size() * op.kv_heads, 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      const Schedule::Shared& shared = schedule.shared[i / op.kv_heads];
+      Combine(op, items[shared.item], static_cast<uint32_t>(i % op.kv_heads),
+              memory + shared.first_partial);
+    }
+  });
+}
+
+}  // namespace kvrelay::attention

@@ -1,0 +1,52 @@
+// Which attention an engine runs, and why not the others.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "kvcache/layout.h"
+
+namespace kvrelay::attention {
+
+// Best first.
+enum class Backend : uint8_t { kRelay = 0, kPaged = 1, kNaive = 2 };
+inline constexpr std::array kBackends = {Backend::kRelay, Backend::kPaged, Backend::kNaive};
+std::string_view BackendName(Backend backend);  // "relay_attn", "paged_attn", "naive_attn"
+// kInvalidArgument lists the names that exist.
+Result<Backend> BackendFromName(std::string_view name);
+
+// What a rank asks for.
+struct BackendRequest {
+  uint32_t head_dim = 0;
+  uint32_t query_heads = 0;  // of this rank
+  uint32_t kv_heads = 0;     // of this rank
+  DType cache_dtype = DType::kFp32;
+  uint32_t block_size = 0;
+  bool use_mla = false;
+  bool relay_enabled = true;
+  std::string_view wanted =
+      {};  // a backend's name overrides the order of preference; empty: the best
+};
+
+struct BackendChoice {
+  struct Rejected {
+    Backend backend;
+    std::string why;
+  };
+  Backend backend = Backend::kPaged;
+  std::string why;                 // "best of 3, bf16 cache, avx2 kernel"
+  std::vector<Rejected> rejected;  // the backends that this request rules out
+  std::string ToString()
+      const;  // "paged_attn (best of 2, bf16 cache, avx2 kernel); relay_attn: disabled"
+};
+
+// The best backend that can serve the request, or the wanted one. kIncompatible, with each
+// backend's reason, when none can, or the wanted one cannot; kInvalidArgument when no backend has
+// the wanted name.
+Result<BackendChoice> GetAttnBackend(const BackendRequest& request);
+
+}  // namespace kvrelay::attention

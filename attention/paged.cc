@@ -1,0 +1,18 @@
+#include "attention/attend_rows.h"
+#include "attention/attention.h"
+#include "attention/sequence_rows.h"
+
+namespace kvrelay::attention {
+
+void PagedAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::span<const float> q,
+                    std::span<float> out, std::span<float> lse) {
+  const uint32_t group = batch.query_heads / kv.layout().kv_heads;
+  std::vector<RowItem> items;
+  items.reserve(batch.sequences.size());
+  for (const Sequence& sequence : batch.sequences) {
+    AppendItems(AllKeys(sequence, out.data(), lse.data()), group, items);
+  }
+  AttendRows(kv, layer, batch.query_heads, batch.scale, items, q.data());
+}
+
+}  // namespace kvrelay::attention

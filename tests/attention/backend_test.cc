@@ -1,0 +1,90 @@
+#include "attention/backend.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace kvrelay::attention {
+namespace {
+
+using testing::HasSubstr;
+
+BackendRequest Plain() {
+  return {.head_dim = 128,
+          .query_heads = 32,
+          .kv_heads = 8,
+          .cache_dtype = DType::kBf16,
+          .block_size = 16};
+}
+
+TEST(GetAttnBackend, PrefersRelay) {
+  const auto choice = GetAttnBackend(Plain());
+  ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
+  EXPECT_EQ(choice->backend, Backend::kRelay);
+  EXPECT_THAT(choice->why, HasSubstr("best of 3, bf16 cache"));
+  EXPECT_TRUE(choice->rejected.empty());
+}
+
+TEST(GetAttnBackend, SaysWhyRelayWasRejected) {
+  BackendRequest request = Plain();
+  request.relay_enabled = false;
+  const auto choice = GetAttnBackend(request);
+  ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
+  EXPECT_EQ(choice->backend, Backend::kPaged);
+  EXPECT_THAT(choice->ToString(), HasSubstr("relay_attn: disabled"));
+}
+
+TEST(GetAttnBackend, TheWantedOneOverrides) {
+  BackendRequest request = Plain();
+  request.wanted = "naive_attn";
+  const auto choice = GetAttnBackend(request);
+  ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
+  EXPECT_EQ(choice->backend, Backend::kNaive);
+  EXPECT_THAT(choice->why, HasSubstr("asked for"));
+}
+
+TEST(GetAttnBackend, AWantedOneThatCannotServeIsAnError) {
+  BackendRequest request = Plain();
+  request.wanted = "relay_attn";
+  request.relay_enabled = false;
+  const auto choice = GetAttnBackend(request);
+  ASSERT_FALSE(choice.has_value());
+  EXPECT_EQ(choice.error().code(), Code::kIncompatible);
+  EXPECT_THAT(choice.error().message(), HasSubstr("relay_attn: disabled"));
+}
+
+TEST(GetAttnBackend, UnknownNamesListTheKnown) {
+  BackendRequest request = Plain();
+  request.wanted = "flash_attn";
+  const auto choice = GetAttnBackend(request);
+  ASSERT_FALSE(choice.has_value());
+  EXPECT_EQ(choice.error().code(), Code::kInvalidArgument);
+  EXPECT_THAT(choice.error().message(), HasSubstr("relay_attn, paged_attn, naive_attn"));
+}
+
+TEST(GetAttnBackend, NothingServesMla) {
+  BackendRequest request = Plain();
+  request.use_mla = true;
+  const auto choice = GetAttnBackend(request);
+  ASSERT_FALSE(choice.has_value());
+  EXPECT_EQ(choice.error().code(), Code::kIncompatible);
+  EXPECT_THAT(choice.error().message(), HasSubstr("paged_attn: MLA"));
+}
+
+TEST(GetAttnBackend, HeadsMustDivide) {
+  BackendRequest request = Plain();
+  request.query_heads = 20;
+  const auto choice = GetAttnBackend(request);
+  ASSERT_FALSE(choice.has_value());
+  EXPECT_THAT(choice.error().message(), HasSubstr("20 query heads are no multiple of 8 KV heads"));
+}
+
+TEST(Backend, NamesGoBothWays) {
+  for (const Backend backend : kBackends) {
+    const auto again = BackendFromName(BackendName(backend));
+    ASSERT_TRUE(again.has_value());
+    EXPECT_EQ(*again, backend);
+  }
+}
+
+}  // namespace
+}  // namespace kvrelay::attention
