@@ -1,0 +1,79 @@
+// The answering half of ZmqRpc: one ROUTER, the requests in progress, and who is still there to
+// hear their answers.
+//
+// Requests come as [identity][empty][envelope] and are answered alike, so that a plain REQ socket
+// can call. Nobody can end the listener: what is not a good request costs its sender an error (when
+// it can be answered) and us a counter and a log line.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "agent/counters.h"
+#include "agent/event_loop.h"
+#include "agent/rpc.h"
+#include "agent/zmq_socket.h"
+#include "proto/envelope.h"
+
+namespace kvrelay::agent {
+
+// Control thread. Responders may outlive it; they answer nobody then.
+class ZmqListener : public std::enable_shared_from_this<ZmqListener> {
+ public:
+  // More requests in progress than this are answered kOverloaded.
+  static constexpr size_t kMaxRequests = 16384;
+
+  static Result<std::shared_ptr<ZmqListener>> Create(std::shared_ptr<ZmqContext> context,
+                                                     EventLoop& loop, Counters& counters,
+                                                     const std::string& endpoint,
+                                                     const ZmqSocketOptions& options);
+  ~ZmqListener();
+  ZmqListener(const ZmqListener&) = delete;
+  ZmqListener& operator=(const ZmqListener&) = delete;
+
+  const std::string& endpoint() const { return endpoint_; }
+  void Handle(proto::Type type, Rpc::Handler handler);
+
+ private:
+  class Request;
+  using RequestKey = std::pair<std::string, uint64_t>;  // identity of the connection, call id
+
+  ZmqListener(EventLoop& loop, Counters& counters, ZmqSocket socket, ZmqMonitor monitor,
+              std::string endpoint);
+  void StartWatching();
+  void OnReadable();
+  void OnConnectionEvents();
+  void OnMessage(const ZmqMessage& message);
+  void Serve(const ZmqMessage& message, const proto::Envelope& envelope);
+  void Reject(const ZmqMessage& message, const proto::BadEnvelope& bad);
+
+  enum class Sent { kYes, kPeerGone, kQueueFull };
+  Sent Send(const std::string& identity, const proto::Envelope& envelope);
+  Sent SendError(const std::string& identity, uint64_t id, const Status& status);
+  // The request's caller is gone. Unknown keys are ignored.
+  void CancelRequest(const RequestKey& key);
+  void Forget(const Request& request);
+
+  EventLoop& loop_;
+  Counters& counters_;
+  ZmqSocket socket_;
+  ZmqMonitor monitor_;
+  const std::string endpoint_;
+  EventLoop::WatchId socket_watch_ = 0;
+  EventLoop::WatchId monitor_watch_ = 0;
+
+  std::array<Rpc::Handler, 256> handlers_;  // by proto::Type
+  // In progress: neither finally answered nor cancelled. Each Request takes itself out.
+  std::map<RequestKey, Request*> requests_;
+  // Open connections by descriptor, with the keys of their requests in progress.
+  std::unordered_map<int, std::unordered_set<Request*>> connections_;
+};
+
+}  // namespace kvrelay::agent
