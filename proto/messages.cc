@@ -10,8 +10,8 @@ constexpr std::array<std::string_view, 21> kTypeNames = {
     "ERROR",  "OK",          "GET_META",     "HELLO",       "START",         "END",
     "CLAIM",  "RELEASE",     "HEARTBEAT",    "PACKED_READ", "PACKED_CANCEL", "PULL",
     "DROP",   "DESCRIBE",    "PING",         "HEALTH",      "PREFILL",       "GENERATE",
-    "CANCEL", "CANCEL_CALL", "DESCRIBE_RANK"};
-static_assert(kTypeNames.size() == static_cast<size_t>(Type::kDescribeRank) + 1);
+    "CANCEL", "CANCEL_CALL"};
+static_assert(kTypeNames.size() == static_cast<size_t>(Type::kCancelCall) + 1);
 
 }  // namespace
 

@@ -39,7 +39,6 @@ enum class Type : uint8_t {
   kGenerate = 17,      // client -> decode front; one reply per token batch (more), then the last
   kCancel = 18,        // by request id
   kCancelCall = 19,    // caller -> callee: the call with this id is abandoned; no reply
-  kDescribeRank = 20,  // leader -> its rank: its part of Describe
 };
 std::string_view TypeName(Type type);  // "GET_META"
 std::optional<Type> TypeFromName(std::string_view name);
@@ -233,6 +232,8 @@ struct PingReply {
   EngineId engine;
   Incarnation incarnation = 0;
   std::string version;
+  ContentHash model;
+  bool draining = false;
 };
 struct HealthReply {
   bool ready = false;

@@ -350,7 +350,8 @@ struct Schema<PingReply> {
   static constexpr std::string_view kName = "PING_REPLY";
   static constexpr auto kFields =
       std::tuple{Any("engine", &PingReply::engine), Any("incarnation", &PingReply::incarnation),
-                 Text("version", &PingReply::version, kMaxName)};
+                 Text("version", &PingReply::version, kMaxName), Any("model", &PingReply::model),
+                 Any("draining", &PingReply::draining)};
 };
 template <>
 struct Schema<HealthReply> {
