@@ -6,7 +6,7 @@ namespace kvrelay::proto {
 namespace {
 
 // By value of Type. The names travel on the wire.
-constexpr std::array<std::string_view, 21> kTypeNames = {
+constexpr std::array<std::string_view, 20> kTypeNames = {
     "ERROR",  "OK",          "GET_META",     "HELLO",       "START",         "END",
     "CLAIM",  "RELEASE",     "HEARTBEAT",    "PACKED_READ", "PACKED_CANCEL", "PULL",
     "DROP",   "DESCRIBE",    "PING",         "HEALTH",      "PREFILL",       "GENERATE",
