@@ -1,46 +1,86 @@
 #include "tools/common/engine_flags.h"
 
+#include <optional>
+
 #include "proto/limits.h"
+#include "tools/common/flag_text.h"
+#include "tools/common/units.h"
 
 namespace kvrelay::tools {
 namespace {
 
-constexpr std::string_view kDefaultCache = "256MiB";
+// A flag whose text is the name of an enum's value.
+template <typename T, typename Target>
+void AddNamed(FlagSet& flags, const std::string& name, const std::string& choices,
+              std::string_view default_name, Target* target,
+              Result<T> (*from_name)(std::string_view), const std::string& help) {
+  const auto set = [target, from_name, choices](std::string_view text) -> Status {
+    // The alternatives of `choices` are the enum's, without those that the flag does not offer.
+    const Result<T> value = from_name(text);
+    if (!value || ("|" + choices + "|").find("|" + std::string(text) + "|") == std::string::npos) {
+      return Error(Code::kInvalidArgument, "needs one of " + choices);
+    }
+    *target = *value;
+    return Status::Ok();
+  };
+  flags.Custom(name, choices, std::string(default_name), set, help);
+}
+
+Result<std::optional<DType>> KvDTypeFromName(std::string_view name) {
+  if (name == "auto") return std::optional<DType>();
+  KVRELAY_ASSIGN_OR_RETURN(const DType dtype, DTypeFromName(name));
+  return std::optional<DType>(dtype);
+}
 
 }  // namespace
 
 void AddEngineFlags(FlagSet& flags, EngineFlags* engine) {
-  engine->kv_blocks = ParseBlockBudget(kDefaultCache).value();
+  engine::EngineOptions* o = &engine->options;
   flags.Section("Model and cache");
-  flags.Text(
-      "model", &engine->model, "DIR",
-      "Hugging Face Llama folder: config.json, safetensors, and for text a byte-level tokenizer");
-  flags.Whole("tp", &engine->tp, 1, proto::kMaxRanks, "tensor-parallel ranks; each is a thread");
+  flags.Text("model", &o->model_dir, "DIR",
+             "Hugging Face Llama folder: config.json and safetensors; text needs a byte-level "
+             "tokenizer");
+  flags.Whole("tp", &o->tp, 1, proto::kMaxRanks, "tensor-parallel ranks; each is a thread");
   flags.Choice("device", &engine->device, {"cpu"}, "where the model runs");
-  flags.Choice("kv_layout", &engine->kv_layout, {"nhd", "hnd"},
-               "order inside a cache block: token before head, or head before token");
-  flags.Choice("kv_dtype", &engine->kv_dtype, {"auto", "fp32", "fp16", "bf16"},
-               "type of the cache's values; auto is fp32");
-  flags.Whole("block_size", &engine->block_size, 1, proto::kMaxBlockSize,
-              "tokens in a cache block");
+  AddNamed(flags, "kv_layout", "nhd|hnd", KvFormatName(o->kv_layout), &o->kv_layout,
+           KvFormatFromName, "order inside a cache block: token before head, or head before token");
+  AddNamed(flags, "kv_dtype", "auto|fp32|fp16|bf16", "auto", &o->kv_dtype, KvDTypeFromName,
+           "type of the cache's values; auto is the arithmetic's");
+  flags.Whole("block_size", &o->block_size, 1, proto::kMaxBlockSize, "tokens in a cache block");
   flags.Custom(
-      "kv_blocks", "N|SIZE", std::string(kDefaultCache),
-      [engine](std::string_view text) -> Status {
-        KVRELAY_ASSIGN_OR_RETURN(engine->kv_blocks, ParseBlockBudget(text));
+      "kv_blocks", "N|SIZE", std::to_string(o->kv_blocks),
+      [o](std::string_view text) -> Status {
+        KVRELAY_ASSIGN_OR_RETURN(const BlockBudget budget, ParseBlockBudget(text));
+        o->kv_blocks = static_cast<uint32_t>(budget.blocks);
+        o->kv_bytes = budget.bytes;
         return Status::Ok();
       },
-      "cache blocks, or the bytes they may take over all ranks");
-  flags.Whole("max_cached_system_prompts", &engine->max_cached_system_prompts, 0, 1U << 20,
+      "cache blocks, or the bytes they may take over all ranks, like 512MiB");
+  flags.Whole("max_cached_system_prompts", &o->max_cached_system_prompts, 0, 1U << 20,
               "system prompts whose KV is kept for later requests");
-  flags.Choice("relay", &engine->relay, {"auto", "on", "off"},
-               "attention that reads a shared system prompt once for all its requests");
+  AddNamed(flags, "relay", "auto|on|off", engine::RelayModeName(o->relay), &o->relay,
+           engine::RelayModeFromName,
+           "attention that reads a shared system prompt once for all its requests");
 
   flags.Section("Work");
-  flags.Whole("threads", &engine->threads, 0, 1024,
-              "threads of all ranks together; 0: as many as this process may use");
-  flags.Whole("prefill_chunk", &engine->prefill_chunk, 1, 1U << 20,
-              "prompt tokens computed in one step");
-  flags.Whole("max_batch", &engine->max_batch, 1, 1U << 16, "requests computed in one step");
+  flags.Custom(
+      "threads", "N", std::to_string(o->threads),
+      [o](std::string_view text) -> Status {
+        constexpr uint64_t kMost = 4096;
+        const std::optional<uint64_t> threads = ParseWhole(text);
+        if (!threads || *threads > kMost) {
+          return Error(Code::kInvalidArgument, "needs a whole number from 0 to 4096");
+        }
+        o->threads = static_cast<int>(*threads);
+        return Status::Ok();
+      },
+      "threads of all ranks together; 0: as many as this process may use");
+  flags.Whole("prefill_chunk", &o->prefill_chunk, 1, proto::kMaxTokens,
+              "prompt tokens computed in one step, of all requests together");
+  flags.Whole("max_batch", &o->max_batch, 1, 1U << 16, "requests that run at the same time");
+  flags.Whole("max_queue", &o->max_queue, 0, 1U << 20, "requests that wait");
+  flags.Whole("max_prompt_tokens", &o->max_prompt_tokens, 0, proto::kMaxTokens,
+              "longest prompt, the system prompt included; 0: what the model's context allows");
 }
 
 }  // namespace kvrelay::tools

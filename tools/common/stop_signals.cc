@@ -1,9 +1,12 @@
 #include "tools/common/stop_signals.h"
 
+#include <glog/logging.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -66,6 +69,24 @@ bool StopSignals::Wait(Duration at_most) const {
     if (ready > 0) return true;
     if (ready == 0 || errno != EINTR) return false;
   }
+}
+
+WhenStopped::WhenStopped(const StopSignals& signals, std::function<void()> stopped)
+    : end_(::eventfd(0, EFD_CLOEXEC)) {
+  CHECK(end_.valid()) << "eventfd: " << std::strerror(errno);
+  thread_ = std::thread([signal = signals.fd(), end = end_.get(), stopped = std::move(stopped)] {
+    std::array<pollfd, 2> waiting = {{{.fd = signal, .events = POLLIN, .revents = 0},
+                                      {.fd = end, .events = POLLIN, .revents = 0}}};
+    while (::poll(waiting.data(), waiting.size(), -1) < 0 && errno == EINTR) {
+    }
+    if (waiting[0].revents != 0 && waiting[1].revents == 0) stopped();
+  });
+}
+
+WhenStopped::~WhenStopped() {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(end_.get(), &one, sizeof(one));
+  thread_.join();
 }
 
 }  // namespace kvrelay::tools

@@ -2,6 +2,9 @@
 // process at once.
 #pragma once
 
+#include <functional>
+#include <thread>
+
 #include "base/clock.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -28,6 +31,21 @@ class StopSignals {
  private:
   explicit StopSignals(UniqueFd event) : event_(std::move(event)) {}
   UniqueFd event_;
+};
+
+// Calls `stopped` once, on a thread of its own, when the first signal comes while it lives (or came
+// before).
+class WhenStopped {
+ public:
+  // `signals` outlives it.
+  WhenStopped(const StopSignals& signals, std::function<void()> stopped);
+  WhenStopped(const WhenStopped&) = delete;
+  WhenStopped& operator=(const WhenStopped&) = delete;
+  ~WhenStopped();
+
+ private:
+  UniqueFd end_;
+  std::thread thread_;
 };
 
 }  // namespace kvrelay::tools

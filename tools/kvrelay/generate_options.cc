@@ -72,7 +72,10 @@ Status GenerateOptions::Check(const FlagSet& flags) {
                        : "--decode=ENDPOINT or --model=DIR --local is needed");
   }
   if (local) {
-    if (engine.model.empty()) return Error(Code::kInvalidArgument, "--local needs --model=DIR");
+    if (engine.options.model_dir.empty()) {
+      return Error(Code::kInvalidArgument, "--local needs --model=DIR");
+    }
+    KVRELAY_RETURN_IF_ERROR(engine.options.Validate());
   } else {
     KVRELAY_RETURN_IF_ERROR(NoEngineFlags(flags));
     const Result<Endpoint> endpoint = ParseEndpoint(decode, AnyPort::kForbidden);

@@ -49,9 +49,6 @@ void DaemonOptions::Declare(FlagSet& flags) {
   flags.Text("engine_id", &engine_id, "HEX",
              "32 hexadecimal digits that survive restarts; random when empty");
   AddEngineFlags(flags, &engine);
-  flags.Whole("max_queue", &max_queue, 0, 1U << 20, "requests that wait for a place in the batch");
-  flags.Whole("max_prompt_tokens", &max_prompt_tokens, 0, proto::kMaxTokens,
-              "longest prompt, the system prompt included; 0: what model and cache allow");
   flags.Section("Moving the cache");
   flags.Choice("transport", &transport, {"auto", "mapped", "ucx-packed"},
                "how the cache is pulled; auto takes the first that works, per peer");
@@ -75,7 +72,9 @@ void DaemonOptions::Declare(FlagSet& flags) {
 Status DaemonOptions::Check() {
   if (role.empty())
     return Error(Code::kInvalidArgument, "--role=prefill or --role=decode is needed");
-  if (engine.model.empty()) return Error(Code::kInvalidArgument, "--model=DIR is needed");
+  if (engine.options.model_dir.empty())
+    return Error(Code::kInvalidArgument, "--model=DIR is needed");
+  KVRELAY_RETURN_IF_ERROR(engine.options.Validate());
 
   const Result<Endpoint> at = ParseEndpoint(listen, AnyPort::kAllowed);
   if (!at) return at.error().Wrap("--listen");
@@ -114,9 +113,9 @@ Status DaemonOptions::Check() {
   if (role == "prefill" && !prefill_workers.empty()) {
     return Error(Code::kInvalidArgument, "--prefill goes with --role=decode");
   }
-  if (rank_ports != 0 && rank_ports + engine.tp - 1 > 65535) {
+  if (rank_ports != 0 && rank_ports + engine.options.tp - 1 > 65535) {
     return Error(Code::kInvalidArgument, "--rank_ports=" + std::to_string(rank_ports) +
-                                             " and --tp=" + std::to_string(engine.tp) +
+                                             " and --tp=" + std::to_string(engine.options.tp) +
                                              " go beyond port 65535");
   }
   if (run_dir.empty()) return Error(Code::kInvalidArgument, "--run_dir is empty");

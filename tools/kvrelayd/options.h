@@ -33,8 +33,6 @@ struct DaemonOptions {
   uint32_t lease_ttl_ms = 10'000;
   uint32_t pull_timeout_ms = 10'000;
   uint32_t drain_timeout_ms = 10'000;
-  uint32_t max_queue = 256;
-  uint32_t max_prompt_tokens = 0;  // 0: what the model's context and the cache allow
   std::string log_level = "info";
 
   // Declares every flag; this object must not move from here on.

@@ -1,0 +1,274 @@
+// Relay against paged attention on the CPU: one decode step of one layer, requests that share a
+// prefix. The floor is reading each distinct byte of K and V once. The three are interleaved;
+// layers rotate, so that caches are as cold as in a model.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+#include "attention/tile_kernel.h"
+#include "base/parallel.h"
+#include "tools/common/exit_code.h"
+#include "tools/common/flags.h"
+#include "tools/common/output.h"
+
+namespace kvrelay::tools {
+namespace {
+
+struct Options {
+  uint32_t num_reqs = 64;
+  uint32_t prefix_len = 512;
+  uint32_t context_len = 128;
+  uint32_t num_query_heads = 32;
+  uint32_t num_kv_heads = 8;
+  uint32_t head_size = 128;
+  uint32_t block_size = 16;
+  std::string kv_dtype = "bf16";
+  std::string kv_layout = "nhd";
+  uint32_t layers = 4;
+  uint32_t iterations = 30;
+  uint32_t threads = 0;
+  bool json = false;
+};
+
+Result<Action> ParseOptions(std::span<const std::string> args, Options& o, FlagSet& flags) {
+  flags.Whole("num_reqs", &o.num_reqs, 1, 4096, "Requests that share the prefix.");
+  flags.Whole("prefix_len", &o.prefix_len, 0, 1 << 20, "Tokens of the prefix, in whole blocks.");
+  flags.Whole("context_len", &o.context_len, 1, 1 << 20, "Tokens of each request's own.");
+  flags.Whole("num_query_heads", &o.num_query_heads, 1, 1024, "Query heads.");
+  flags.Whole("num_kv_heads", &o.num_kv_heads, 1, 1024, "KV heads.");
+  flags.Whole("head_size", &o.head_size, 1, 1024, "Elements of a head.");
+  flags.Whole("block_size", &o.block_size, 1, 1024, "Tokens of a block.");
+  flags.Choice("kv_dtype", &o.kv_dtype, {"fp32", "fp16", "bf16"}, "Type of the cache.");
+  flags.Choice("kv_layout", &o.kv_layout, {"nhd", "hnd"}, "Order inside a block.");
+  flags.Whole("layers", &o.layers, 1, 64, "Layers to rotate over.");
+  flags.Whole("iterations", &o.iterations, 1, 100000, "Times that each is measured.");
+  flags.Whole("threads", &o.threads, 0, 1024, "Threads; 0: as many as there are processors.");
+  flags.Switch("json", &o.json, "One JSON object.");
+  return flags.Parse(args, ProcessEnvironment());
+}
+
+// One region of random K and V, one step of requests over it, and buffers for the results.
+class Step {
+ public:
+  Step(const Options& o, DType dtype, KvFormat format)
+      : prefix_blocks_(o.prefix_len / o.block_size),
+        own_blocks_((o.context_len + o.block_size - 1) / o.block_size),
+        layout_(KvLayout::Dense(format, dtype, o.layers, o.num_kv_heads, o.head_size, o.block_size,
+                                prefix_blocks_ + own_blocks_ * o.num_reqs)),
+        memory_(std::make_unique_for_overwrite<std::byte[]>(layout_.dense_bytes())),
+        kv_(layout_, {memory_.get()}),
+        blocks_(layout_.num_blocks) {
+    FillMemory(dtype);
+    std::mt19937 random(1);
+    std::iota(blocks_.begin(), blocks_.end(), 0);
+    std::ranges::shuffle(blocks_, random);
+    const std::span<const BlockId> all(blocks_);
+    for (uint32_t i = 0; i < o.num_reqs; ++i) {
+      sequences_.push_back({.first_row = i,
+                            .rows = 1,
+                            .context = prefix_blocks_ * o.block_size + o.context_len,
+                            .prefix = all.first(prefix_blocks_),
+                            .blocks = all.subspan(prefix_blocks_ + i * own_blocks_, own_blocks_)});
+    }
+    batch_ = {sequences_, o.num_query_heads, 1.0F / std::sqrt(static_cast<float>(o.head_size))};
+    metadata_ = attention::PlanRelay(batch_, {});
+    const size_t heads = size_t{o.num_reqs} * o.num_query_heads;
+    std::normal_distribution<float> normal;
+    q_.resize(heads * o.head_size);
+    for (float& x : q_) x = normal(random);
+    out_.resize(q_.size());
+    lse_.resize(heads);
+  }
+
+  void Paged(uint32_t layer) { attention::PagedAttention(kv_, layer, batch_, q_, out_, lse_); }
+  void Relay(uint32_t layer) {
+    attention::RelayAttention(kv_, layer, batch_, metadata_, q_, out_, lse_);
+  }
+  // A layer's K and V, in a dense layout one contiguous run each.
+  void Read(uint32_t layer) {
+    const uint64_t bytes = layer_bytes() / 2;
+    for (const TensorPlace& place : {layout_.k[layer], layout_.v[layer]}) {
+      const std::byte* first = memory_.get() + place.offset;
+      ParallelFor(bytes / kPiece, 1, [&](size_t begin, size_t end) {
+        for (size_t piece = begin; piece < end; ++piece) ReadPiece(first + piece * kPiece);
+      });
+    }
+  }
+  uint64_t layer_bytes() const { return layout_.dense_bytes() / layout_.layers(); }
+  const std::vector<float>& out() const { return out_; }
+  const attention::RelayDecision& decision() const { return metadata_.decision; }
+
+ private:
+  static constexpr size_t kPiece = size_t{64} << 10;
+
+  void FillMemory(DType dtype) {
+    std::mt19937 random(2);
+    std::uniform_int_distribution<uint32_t> bits(0, 0x7FFF);
+    const size_t elements = layout_.dense_bytes() / SizeOf(dtype);
+    for (size_t i = 0; i < elements; ++i) {
+      const float value = static_cast<float>(bits(random)) / 16384.0F - 1.0F;
+      if (dtype == DType::kFp32) {
+        std::memcpy(memory_.get() + i * 4, &value, 4);
+        continue;
+      }
+      // Sign and fraction at random, exponents of about 1: as good as any numbers for a time.
+      const auto sign = static_cast<uint16_t>((random() & 1) << 15);
+      const auto fraction =
+          static_cast<uint16_t>(bits(random) & (dtype == DType::kFp16 ? 0x3FF : 0x7F));
+      const auto one = static_cast<uint16_t>(dtype == DType::kFp16 ? 0x3800 : 0x3F00);
+      const auto half = static_cast<uint16_t>(sign | one | fraction);
+      std::memcpy(memory_.get() + i * 2, &half, 2);
+    }
+  }
+  static void ReadPiece(const std::byte* piece) {
+    uint64_t sums[8] = {};
+    for (size_t i = 0; i < kPiece; i += sizeof(sums)) {
+      uint64_t words[8];
+      std::memcpy(words, piece + i, sizeof(words));
+      for (int j = 0; j < 8; ++j) sums[j] += words[j];
+    }
+    volatile uint64_t sink = std::accumulate(std::begin(sums), std::end(sums), uint64_t{0});
+    (void)sink;
+  }
+
+  uint32_t prefix_blocks_;
+  uint32_t own_blocks_;
+  KvLayout layout_;
+  std::unique_ptr<std::byte[]> memory_;
+  KvView kv_;
+  std::vector<BlockId> blocks_;
+  std::vector<attention::Sequence> sequences_;
+  attention::Batch batch_;
+  attention::RelayMetadata metadata_;
+  std::vector<float> q_;
+  std::vector<float> out_;
+  std::vector<float> lse_;
+};
+
+struct Timing {
+  std::string name;
+  std::function<void(uint32_t layer)> run;
+  std::vector<double> us;
+
+  double Min() const { return *std::ranges::min_element(us); }
+  double Max() const { return *std::ranges::max_element(us); }
+  double Median() const {
+    std::vector<double> sorted = us;
+    std::ranges::nth_element(sorted, sorted.begin() + static_cast<ptrdiff_t>(sorted.size() / 2));
+    return sorted[sorted.size() / 2];
+  }
+};
+
+void Measure(std::vector<Timing>& timings, const Options& o) {
+  for (uint32_t i = 0; i < o.iterations + 1; ++i) {
+    for (Timing& timing : timings) {
+      const auto start = std::chrono::steady_clock::now();
+      timing.run(i % o.layers);
+      const auto end = std::chrono::steady_clock::now();
+      if (i == 0) continue;  // warms up threads and buffers
+      timing.us.push_back(std::chrono::duration<double, std::micro>(end - start).count());
+    }
+  }
+}
+
+std::string Line(const Timing& t, uint64_t bytes) {
+  char line[128];
+  std::snprintf(line, sizeof(line), "%-6s %9.0f %9.0f %9.0f us   %6.2f GB/s of distinct K and V\n",
+                t.name.c_str(), t.Min(), t.Median(), t.Max(),
+                static_cast<double>(bytes) / t.Median() / 1e3);
+  return line;
+}
+
+void Report(const Options& o, const Step& step, const std::vector<Timing>& timings,
+            float difference) {
+  if (!o.json) {
+    std::string text = "kernel " + std::string(attention::BestTileKernel().name) + ", " +
+                       std::to_string(Parallelism()) + " threads; " + step.decision().why +
+                       "; relay differs from paged by at most " + std::to_string(difference) +
+                       "\n             min    median       max\n";
+    for (const Timing& timing : timings) text += Line(timing, step.layer_bytes());
+    return WriteOut(text);
+  }
+  nlohmann::json report = {{"schema", 1},
+                           {"benchmark", "attention"},
+                           {"kernel", attention::BestTileKernel().name},
+                           {"threads", Parallelism()},
+                           {"num_reqs", o.num_reqs},
+                           {"prefix_len", o.prefix_len},
+                           {"context_len", o.context_len},
+                           {"num_query_heads", o.num_query_heads},
+                           {"num_kv_heads", o.num_kv_heads},
+                           {"head_size", o.head_size},
+                           {"block_size", o.block_size},
+                           {"kv_dtype", o.kv_dtype},
+                           {"kv_layout", o.kv_layout},
+                           {"iterations", o.iterations},
+                           {"distinct_kv_bytes", step.layer_bytes()},
+                           {"max_difference", difference}};
+  for (const Timing& timing : timings) {
+    report["results"][timing.name] = {
+        {"min_us", timing.Min()}, {"median_us", timing.Median()}, {"max_us", timing.Max()}};
+  }
+  WriteOut(report.dump() + "\n");
+}
+
+int Run(const Options& o) {
+  if (o.threads > 0) SetParallelism(static_cast<int>(o.threads));
+  const auto dtype = DTypeFromName(o.kv_dtype);
+  const auto format = KvFormatFromName(o.kv_layout);
+  if (!dtype || !format || o.num_query_heads % o.num_kv_heads != 0) {
+    ReportFailure("bench_attention",
+                  Status(Code::kInvalidArgument, std::to_string(o.num_query_heads) +
+                                                     " query heads are no multiple of " +
+                                                     std::to_string(o.num_kv_heads) + " KV heads"),
+                  "", o.json);
+    return kExitUsage;
+  }
+  Step step(o, *dtype, *format);
+  step.Paged(0);
+  const std::vector<float> paged = step.out();
+  step.Relay(0);
+  float difference = 0;
+  for (size_t i = 0; i < paged.size(); ++i) {
+    difference = std::max(difference, std::fabs(paged[i] - step.out()[i]));
+  }
+  std::vector<Timing> timings = {{"read", [&](uint32_t layer) { step.Read(layer); }, {}},
+                                 {"paged", [&](uint32_t layer) { step.Paged(layer); }, {}},
+                                 {"relay", [&](uint32_t layer) { step.Relay(layer); }, {}}};
+  Measure(timings, o);
+  Report(o, step, timings, difference);
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvrelay::tools
+
+int main(int argc, char** argv) {
+  using namespace kvrelay::tools;
+  IgnoreClosedPipes();
+  const std::vector<std::string> args(argv + 1, argv + argc);
+  Options options;
+  FlagSet flags("bench_attention [flags]",
+                "Times relay and paged attention of one decode step on the CPU.",
+                "bench_attention --num_reqs=64 --prefix_len=512 --context_len=128 --json");
+  const auto action = ParseOptions(args, options, flags);
+  if (!action.has_value()) {
+    ReportFailure("bench_attention", action.error(), "", AsksForJson(args));
+    return kExitUsage;
+  }
+  if (*action != Action::kRun) {
+    WriteOut(flags.Help());
+    return 0;
+  }
+  return Run(options);
+}
