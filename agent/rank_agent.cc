@@ -1,0 +1,122 @@
+#include "agent/rank_agent.h"
+
+#include <utility>
+
+#include "base/random.h"
+
+namespace kvrelay::agent {
+
+RankAgent::RankAgent(const RankAgentOptions& options, Counters& counters)
+    : loop_(EventLoop::Options{.spin = options.spin}), counters_(counters) {}
+
+Result<std::unique_ptr<RankAgent>> RankAgent::Create(const RankAgentOptions& options,
+                                                     const RankCache& cache, Counters& counters) {
+  std::unique_ptr<RankAgent> agent(new RankAgent(options, counters));
+  KVRELAY_RETURN_IF_ERROR(agent->Open(options, cache));
+  return agent;
+}
+
+Status RankAgent::Open(const RankAgentOptions& options, const RankCache& cache) {
+  std::vector<uint64_t> region_bytes;
+  for (const Region* region : cache.regions) region_bytes.push_back(region->bytes());
+  KVRELAY_RETURN_IF_ERROR(cache.layout.Validate(region_bytes));
+  KVRELAY_RETURN_IF_ERROR(cache.shard.Validate());
+  if (cache.layout.layers() != cache.shard.layer_count ||
+      cache.layout.kv_heads != cache.shard.head_count) {
+    return {Code::kInvalidArgument, "the cache's layout (" + cache.layout.ToString() +
+                                        ") is not its shard's (" + cache.shard.ToString() + ")"};
+  }
+  auto records =
+      Region::AllocateHost(uint64_t{options.record_slots} * sizeof(LeaseRecord), "kvrelay-records");
+  if (!records.has_value()) return records.error();
+  records_ = std::make_unique<Region>(std::move(*records));
+  KVRELAY_RETURN_IF_ERROR(OpenTransports(options, cache));
+
+  auto rpc = ZmqRpc::Create(loop_, counters_, {.listen = options.listen, .socket = {}});
+  if (!rpc.has_value()) return rpc.error();
+  rpc_ = std::move(*rpc);
+  endpoint_ = rpc_->endpoint();
+
+  RankIdentity identity{.engine = options.engine,
+                        .incarnation = options.incarnation,
+                        .rank = options.rank,
+                        .model = options.model,
+                        .model_name = options.model_name,
+                        .layout = cache.layout,
+                        .shard = cache.shard,
+                        .regions = {}};
+  for (const uint64_t bytes : region_bytes) identity.regions.push_back({bytes, "cpu", "memfd"});
+  identity.regions.push_back({records_->bytes(), "cpu", "memfd"});
+  const RecordMemory memory{.records = reinterpret_cast<LeaseRecord*>(records_->data()),
+                            .slots = options.record_slots,
+                            .region = static_cast<RegionId>(cache.regions.size())};
+  std::vector<transport::Transport*> transports;
+  for (const auto& transport : transports_) transports.push_back(transport.get());
+
+  env_ = std::make_unique<Env>(Env{loop_, *rpc_, counters_, [] { return Random64(); }});
+  link_ = std::make_unique<LeaderLink>(*env_, options.incarnation);
+  owner_ =
+      std::make_unique<OwnerRank>(*env_, *link_, identity, memory, transports, RandomFirstEpoch());
+  peers_ = std::make_unique<PeerTable>(*env_, identity, transports);
+  reader_ = std::make_unique<ReaderRank>(*env_, *link_, *peers_, identity, options.chunk_bytes);
+  return Status::Ok();
+}
+
+Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCache& cache) {
+  transport::Options common{
+      .regions = {},
+      .executor = [this](std::function<void()> fn) { loop_.Post(std::move(fn)); },
+      .run_dir = options.run_dir,
+      .data_interface = options.data_interface,
+      .spin = options.spin,
+      .chunk_bytes = options.chunk_bytes,
+      .incarnation = options.incarnation};
+  for (const Region* region : cache.regions) {
+    common.regions.push_back({region->data(), region->bytes(), region->export_fd()});
+  }
+  common.regions.push_back({records_->data(), records_->bytes(), records_->export_fd()});
+
+  const auto open = [&](const std::string& name, auto create) {
+    if (options.transport != "auto" && options.transport != name) return;
+    auto made = create(common);
+    if (made.has_value()) {
+      transport_notes_.push_back(name);
+      transports_.push_back(std::move(*made));
+    } else {
+      transport_notes_.push_back("no " + name + ": " + made.error().message());
+    }
+  };
+  // In order of preference: the first that connects to a peer is its path.
+  open("mapped", transport::CreateMapped);
+  open("ucx-packed", transport::CreateUcxPacked);
+  if (!transports_.empty()) return Status::Ok();
+  return {Code::kInvalidArgument,
+          "--transport=" + options.transport + ": " +
+              (transport_notes_.empty() ? "no such transport (auto, mapped, ucx-packed)"
+                                        : transport_notes_.back())};
+}
+
+RankAgent::~RankAgent() { Stop(); }
+
+void RankAgent::Run() {
+  thread_ = std::thread([this] { loop_.Run(); });
+}
+
+void RankAgent::Stop() {
+  if (!thread_.joinable()) return;
+  loop_.Stop();
+  thread_.join();
+}
+
+RankSnapshot RankAgent::Snapshot() const {
+  const RankIdentity& identity = owner_->identity();
+  return {.layout = identity.layout,
+          .shard = identity.shard,
+          .regions = identity.regions,
+          .leases = owner_->List(),
+          .sessions = reader_->List(),
+          .peers = peers_->List(),
+          .packed_streams = owner_->packed_streams()};
+}
+
+}  // namespace kvrelay::agent
