@@ -111,24 +111,20 @@ class Step {
  private:
   static constexpr size_t kPiece = size_t{64} << 10;
 
+  // Sign and fraction at random, exponents of about 1: as good as any numbers for a time.
   void FillMemory(DType dtype) {
-    std::mt19937 random(2);
-    std::uniform_int_distribution<uint32_t> bits(0, 0x7FFF);
-    const size_t elements = layout_.dense_bytes() / SizeOf(dtype);
-    for (size_t i = 0; i < elements; ++i) {
-      const float value = static_cast<float>(bits(random)) / 16384.0F - 1.0F;
-      if (dtype == DType::kFp32) {
-        std::memcpy(memory_.get() + i * 4, &value, 4);
-        continue;
+    uint32_t state = 1;
+    const auto fill = [&]<typename T>(T keep, T one) {
+      for (size_t i = 0; i < layout_.dense_bytes(); i += sizeof(T)) {
+        state = state * 1664525 + 1013904223;
+        const auto random = static_cast<T>(sizeof(T) == 2 ? state >> 16 : state);
+        const auto element = static_cast<T>((random & keep) | one);
+        std::memcpy(memory_.get() + i, &element, sizeof(T));
       }
-      // Sign and fraction at random, exponents of about 1: as good as any numbers for a time.
-      const auto sign = static_cast<uint16_t>((random() & 1) << 15);
-      const auto fraction =
-          static_cast<uint16_t>(bits(random) & (dtype == DType::kFp16 ? 0x3FF : 0x7F));
-      const auto one = static_cast<uint16_t>(dtype == DType::kFp16 ? 0x3800 : 0x3F00);
-      const auto half = static_cast<uint16_t>(sign | one | fraction);
-      std::memcpy(memory_.get() + i * 2, &half, 2);
-    }
+    };
+    if (dtype == DType::kFp32) fill(uint32_t{0x807FFFFF}, uint32_t{0x3F000000});
+    if (dtype == DType::kFp16) fill(uint16_t{0x83FF}, uint16_t{0x3800});
+    if (dtype == DType::kBf16) fill(uint16_t{0x807F}, uint16_t{0x3F00});
   }
   static void ReadPiece(const std::byte* piece) {
     uint64_t sums[8] = {};
