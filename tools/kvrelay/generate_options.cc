@@ -84,6 +84,12 @@ Status GenerateOptions::Check(const FlagSet& flags) {
   }
   KVRELAY_RETURN_IF_ERROR(OnlyOneOf(flags, "prompt", "token_ids"));
   KVRELAY_RETURN_IF_ERROR(OnlyOneOf(flags, "system", "system_token_ids"));
+  const bool has_text = !request.prompt_text.empty() || !request.system_text.empty();
+  const bool has_ids = !request.token_ids.empty() || !request.system_ids.empty();
+  if (has_text && has_ids) {
+    return Error(Code::kInvalidArgument,
+                 "system prompt and prompt must both be text or both be token ids");
+  }
   if (request.prompt_text.empty() && request.token_ids.empty()) {
     return Error(Code::kInvalidArgument, "--prompt=TEXT or --token_ids=1,2,3 is needed");
   }
