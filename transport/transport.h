@@ -3,17 +3,16 @@
 //
 // Contract
 //  - Every started operation completes exactly once (ok, failed, cancelled, deadline); after its
-//  completion nothing writes
-//    its destination and nothing reads its source. Completions are delivered through the Executor
-//    that the transport was created with (the agent's control thread), never from inside the call
-//    that started the operation.
+//    completion nothing writes its destination and nothing reads its source. Completions are
+//    delivered through the Executor that the transport was created with (the agent's control
+//    thread), never from inside the call that started the operation.
 //  - Every operation has a deadline; a transport enforces it itself, whatever the peer does
-//  (SIGSTOP included).
+//  (SIGSTOP
+//    included).
 //  - KV memory is never writable by a peer, and bytes of a packed stream land in the transport's
-//  own staging memory, whence the
-//    transport unpacks them by plan: cancelling is local and immediate.
-//  - Starting calls come from the control thread. Copies run on the transport's own transfer
-//  thread.
+//  own
+//    staging memory, whence the transport unpacks them by plan: cancelling is local and immediate.
+//  - Calls come from the control thread. Copies run on the transport's own transfer thread.
 //  - The destructor cancels what is in flight, joins its thread and unmaps in bounded time.
 #pragma once
 
@@ -23,6 +22,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -39,8 +39,7 @@ using Executor = std::function<void(std::function<void()>)>;
 struct LocalRegion {
   std::byte* data = nullptr;
   uint64_t bytes = 0;
-  int export_fd =
-      -1;  // read-only descriptor of the same memory, -1 when it cannot be mapped by others
+  int export_fd = -1;  // read-only, of the same memory; -1 when others cannot map it
 };
 
 // How to reach a process's regions by one transport; made by LocalAddress(), carried in META,
@@ -66,9 +65,8 @@ struct GuardRef {
 
 struct Completion {
   Status status;
-  GuardWords before;   // first guard read (packed: of the first chunk; per-chunk agreement is
-                       // checked by the transport)
-  GuardWords after;    // second guard read (packed: of the last chunk)
+  GuardWords before;   // first guard read (packed: the first chunk's; each one is checked)
+  GuardWords after;    // second guard read (packed: the last chunk's)
   uint64_t bytes = 0;  // payload bytes moved
 };
 using Done = std::function<void(Completion)>;
@@ -82,20 +80,26 @@ struct StreamPlan {
 
 enum class Style : uint8_t { kOneSided, kPacked };
 
+// What a transport counts, by name, for people to look at.
+using Counters = std::vector<std::pair<std::string_view, uint64_t>>;
+
 class Transport {
  public:
   virtual ~Transport() = default;
 
   virtual std::string_view name() const = 0;  // "mapped", "ucx-packed"
   virtual Style style() const = 0;
-  // Empty when the transport cannot serve peers (then why_not() says so).
+  // How peers reach this process's regions.
   virtual Address LocalAddress() const = 0;
+  // Any thread.
+  virtual Counters counters() const { return {}; }
 
-  // Opens the way to one incarnation of a peer: one callback, by the deadline. kOneSided: the
-  // regions are really mapped (or registered) when it succeeds; a failure's message is the reason
-  // that `inspect` shows for the path not taken. `on_death` fires at most once, on the control
-  // thread, when the peer's process is seen to have died; operations on it have failed by then, and
-  // mappings are gone.
+  // Opens the way to one incarnation of a peer: one callback, by the deadline. When it succeeds the
+  // way was really used: regions are mapped (kOneSided), or a message went there and back
+  // (kPacked); a failure's message is the reason that `inspect` shows for the path not taken.
+  // `on_death` fires at most once, on the control thread, when the peer's process is seen to have
+  // died or the connection to it is lost; operations on it have failed by then, and mappings are
+  // gone. It does not fire after Disconnect.
   virtual void Connect(PeerSpec peer, TimePoint deadline,
                        std::function<void(Result<PeerHandle>)> connected,
                        std::function<void()> on_death) = 0;
@@ -109,7 +113,7 @@ class Transport {
   // kPacked, reader: expects `stream` and unpacks its chunks into local regions (src region 0 = the
   // chunk). Start it before the owner is asked to send. A chunk whose guard words do not satisfy
   // `want` fails the operation with kStaleRead and is not unpacked; so does one out of order or of
-  // the wrong length (kInternal).
+  // the wrong length (kInternal). An owner that stops the stream early fails it too.
   virtual OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan,
                                   GuardExpectation want, TimePoint deadline, Done done) = 0;
   // kPacked, owner: for each chunk reads the guard, packs (local regions -> dst region 0 = a
@@ -131,8 +135,10 @@ struct Options {
   std::string run_dir;         // folder for Unix sockets, mode 0700
   std::string data_interface;  // for UCX TCP; empty: loopback
   Duration spin = std::chrono::microseconds(50);
-  uint64_t chunk_bytes = 1 << 20;  // packed streams
-  Incarnation incarnation = 0;     // of this process
+  // The largest chunk of a packed stream that is sent. One that stays in the cache between the
+  // network and its unpacking moves up to twice as fast as one of a megabyte.
+  uint64_t chunk_bytes = 256 << 10;
+  Incarnation incarnation = 0;  // of this process
 };
 
 // Each refuses with a reason when this host cannot do it.

@@ -1,0 +1,138 @@
+#include "transport/packed_receive.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kvcache/copy_host.h"
+
+namespace kvrelay::transport {
+namespace {
+
+constexpr size_t kMaxStreams = 4096;
+
+}  // namespace
+
+PackedReceiver::PackedReceiver(std::span<const LocalRegion> regions, Deliver deliver)
+    : deliver_(std::move(deliver)) {
+  for (const LocalRegion& region : regions) {
+    local_bases_.push_back(region.data);
+    local_bytes_.push_back(region.bytes);
+  }
+}
+
+void PackedReceiver::Start(Expected expected) {
+  Completion refused;
+  if (expected.plan.chunks == 0 || !expected.plan.plan_chunk) {
+    refused.status = Status(Code::kInvalidArgument, "a stream without chunks");
+  } else if (streams_.contains(expected.stream)) {
+    refused.status =
+        Status(Code::kInvalidArgument, "stream " + std::to_string(expected.stream) + " is in use");
+  } else if (streams_.size() >= kMaxStreams) {
+    refused.status = Status(Code::kOverloaded,
+                            std::to_string(kMaxStreams) + " streams are being received already");
+  } else {
+    const StreamId id = expected.stream;
+    streams_[id].expected = std::move(expected);
+    return;
+  }
+  deliver_(std::move(expected.done), std::move(refused));
+}
+
+void PackedReceiver::Cancel(OpId op) {
+  for (auto it = streams_.begin(); it != streams_.end(); ++it) {
+    if (it->second.expected.op != op) continue;
+    Complete(it, Status(Code::kCancelled, "cancelled"));
+    return;
+  }
+}
+
+void PackedReceiver::FailPeer(PeerHandle peer, const Status& status) {
+  for (auto it = streams_.begin(); it != streams_.end();) {
+    it = it->second.expected.peer == peer ? Complete(it, status) : std::next(it);
+  }
+}
+
+void PackedReceiver::FailAll(const Status& status) {
+  for (auto it = streams_.begin(); it != streams_.end();) it = Complete(it, status);
+}
+
+TimePoint PackedReceiver::Expire(TimePoint now) {
+  TimePoint next = TimePoint::max();
+  for (auto it = streams_.begin(); it != streams_.end();) {
+    const Expected& expected = it->second.expected;
+    if (expected.deadline > now) {
+      next = std::min(next, expected.deadline);
+      ++it;
+      continue;
+    }
+    Status late(Code::kDeadlineExceeded, expected.peer_name + ": the deadline came after " +
+                                             std::to_string(it->second.next_chunk) + " of " +
+                                             std::to_string(expected.plan.chunks) +
+                                             " chunks had arrived");
+    it = Complete(it, std::move(late));
+  }
+  return next;
+}
+
+void PackedReceiver::OnMessage(const PackedHeader& header, std::span<const std::byte> data) {
+  const auto it = streams_.find(header.stream);
+  if (it == streams_.end() || it->second.expected.incarnation != header.sender) {
+    ++dropped_;
+    return;
+  }
+  Stream& stream = it->second;
+  Status status = Take(stream, header, data);
+  if (!status.ok()) {
+    Complete(it, status.Wrap(stream.expected.peer_name));
+  } else if (stream.next_chunk == stream.expected.plan.chunks) {
+    Complete(it, Status::Ok());
+  }
+}
+
+Status PackedReceiver::Take(Stream& stream, const PackedHeader& header,
+                            std::span<const std::byte> data) {
+  const Expected& expected = stream.expected;
+  if (stream.next_chunk == 0) stream.completion.before = header.before;
+  stream.completion.after = header.after;
+  if (header.kind == PackedKind::kStopped) {
+    const Code code = header.code == static_cast<uint32_t>(Code::kStaleRead)
+                          ? Code::kStaleRead
+                          : Code::kPeerUnreachable;
+    return Error(code, "the owner stopped the stream before chunk " + std::to_string(header.chunk) +
+                           " of " + std::to_string(expected.plan.chunks) +
+                           (code == Code::kStaleRead ? ": the lease has ended" : ""));
+  }
+  if (header.chunk != stream.next_chunk || header.chunks != expected.plan.chunks) {
+    return Error(Code::kInternal, "chunk " + std::to_string(header.chunk) + " of " +
+                                      std::to_string(header.chunks) + " came where chunk " +
+                                      std::to_string(stream.next_chunk) + " of " +
+                                      std::to_string(expected.plan.chunks) + " was due");
+  }
+  if (!GuardHolds(expected.want, header.before, header.after)) {
+    return Error(Code::kStaleRead,
+                 "the lease ended while chunk " + std::to_string(header.chunk) + " was packed");
+  }
+  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan plan, expected.plan.plan_chunk(header.chunk));
+  if (plan.bytes() != data.size()) {
+    return Error(Code::kInternal, "chunk " + std::to_string(header.chunk) + " has " +
+                                      std::to_string(data.size()) + " bytes, its plan " +
+                                      std::to_string(plan.bytes()));
+  }
+  const uint64_t chunk_bytes = data.size();
+  KVRELAY_RETURN_IF_ERROR(plan.Validate(std::span(&chunk_bytes, 1), local_bytes_));
+  const std::byte* source = data.data();
+  ExecuteCopy(plan, std::span(&source, 1), local_bases_);
+  stream.completion.bytes += chunk_bytes;
+  ++stream.next_chunk;
+  return {};
+}
+
+PackedReceiver::Streams::iterator PackedReceiver::Complete(Streams::iterator it, Status status) {
+  Stream stream = std::move(it->second);
+  it = streams_.erase(it);
+  stream.completion.status = std::move(status);
+  deliver_(std::move(stream.expected.done), std::move(stream.completion));
+  return it;
+}
+
+}  // namespace kvrelay::transport

@@ -1,0 +1,72 @@
+// The reader's side of packed streams: checks what arrives and unpacks it into our regions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "transport/packed_wire.h"
+#include "transport/transport.h"
+
+namespace kvrelay::transport {
+
+// Transfer thread only. Knows no network: whatever brings messages calls OnMessage, in the order in
+// which the owner sent them, with data in staging memory that nobody writes during the call. So an
+// operation that has completed is out of reach of anything that arrives later.
+class PackedReceiver {
+ public:
+  using Deliver = std::function<void(Done, Completion)>;
+
+  struct Expected {
+    OpId op = 0;
+    PeerHandle peer = 0;
+    std::string peer_name;  // for messages
+    Incarnation incarnation = 0;
+    StreamId stream = 0;
+    StreamPlan plan;
+    GuardExpectation want;
+    TimePoint deadline;
+    Done done;
+  };
+
+  PackedReceiver(std::span<const LocalRegion> regions, Deliver deliver);
+
+  // Fails at once with kInvalidArgument (no chunks, or a stream id in use) or kOverloaded.
+  void Start(Expected expected);
+  void Cancel(OpId op);
+  void FailPeer(PeerHandle peer, const Status& status);
+  void FailAll(const Status& status);
+  // Fails what is past its deadline and returns the next one, or TimePoint::max().
+  TimePoint Expire(TimePoint now);
+
+  // A chunk, or the word that a stream stops. What belongs to no stream (late chunks of cancelled
+  // ones) is dropped and counted.
+  void OnMessage(const PackedHeader& header, std::span<const std::byte> data);
+
+  size_t streams() const { return streams_.size(); }
+  uint64_t dropped() const { return dropped_; }
+
+ private:
+  struct Stream {
+    Expected expected;
+    uint32_t next_chunk = 0;
+    Completion completion;
+  };
+  using Streams = std::unordered_map<StreamId, Stream>;
+
+  // Whether the chunk is the next one, and, if so, unpacks it.
+  Status Take(Stream& stream, const PackedHeader& header, std::span<const std::byte> data);
+  Streams::iterator Complete(Streams::iterator it, Status status);
+
+  const Deliver deliver_;
+  std::vector<std::byte*> local_bases_;
+  std::vector<uint64_t> local_bytes_;
+  Streams streams_;
+  uint64_t dropped_ = 0;
+};
+
+}  // namespace kvrelay::transport

@@ -1,0 +1,217 @@
+#include "transport/packed_send.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kvcache/copy_host.h"
+
+namespace kvrelay::transport {
+namespace {
+
+constexpr size_t kMaxStreams = 4096;
+// Slots that one reader may hold: one that has stopped reading leaves room for others.
+constexpr uint32_t kLaneWindow = 4;
+// How long a reader may take nothing while it holds slots that nobody waits for, or that others
+// need.
+constexpr Duration kStall = std::chrono::seconds(1);
+constexpr uint64_t kPumpBytes = 1 << 20;
+
+}  // namespace
+
+PackedSender::PackedSender(std::span<const LocalRegion> regions, Incarnation incarnation,
+                           std::unique_ptr<SlotRing> ring, UcxLanes& lanes, Deliver deliver)
+    : deliver_(std::move(deliver)),
+      incarnation_(incarnation),
+      ring_(std::move(ring)),
+      lanes_(lanes) {
+  for (const LocalRegion& region : regions) {
+    local_bases_.push_back(region.data);
+    local_bytes_.push_back(region.bytes);
+  }
+}
+
+void PackedSender::Start(Outgoing outgoing) {
+  Completion refused;
+  if (outgoing.plan.chunks == 0 || !outgoing.plan.plan_chunk || outgoing.record == nullptr) {
+    refused.status = Status(Code::kInvalidArgument, "a stream without chunks or without a record");
+  } else if (outgoing.plan.max_chunk_bytes > ring_->slot_bytes()) {
+    refused.status = Status(Code::kInvalidArgument,
+                            outgoing.reader_name + " asks for chunks of " +
+                                std::to_string(outgoing.plan.max_chunk_bytes) +
+                                " bytes, we send at most " + std::to_string(ring_->slot_bytes()));
+  } else if (streams_.size() >= kMaxStreams) {
+    refused.status =
+        Status(Code::kOverloaded, std::to_string(kMaxStreams) + " streams are being sent already");
+  } else {
+    auto stream = std::make_shared<Stream>();
+    stream->out = std::move(outgoing);
+    streams_.push_back(std::move(stream));
+    return;
+  }
+  deliver_(std::move(outgoing.done), std::move(refused));
+}
+
+void PackedSender::Cancel(OpId op) {
+  for (const auto& stream : streams_) {
+    if (stream->out.op != op) continue;
+    Stop(std::shared_ptr(stream), Status(Code::kCancelled, "cancelled"),
+         std::chrono::steady_clock::now());
+    return;
+  }
+}
+
+void PackedSender::FailAll(const Status& status) {
+  while (!streams_.empty()) Complete(std::shared_ptr(streams_.front()), status);
+}
+
+bool PackedSender::Pump(TimePoint now) {
+  bool any = false;
+  uint64_t bytes = 0;
+  // Every stream gets a turn; who got one goes to the end.
+  for (size_t turns = streams_.size();
+       turns > 0 && !streams_.empty() && bytes < kPumpBytes && ring_->free() > 0; --turns) {
+    const std::shared_ptr<Stream> stream = streams_.front();
+    streams_.splice(streams_.end(), streams_, streams_.begin());
+    while (SendNext(stream, now)) {
+      any = true;
+      bytes += ring_->slot_bytes();
+      if (bytes >= kPumpBytes) break;
+    }
+  }
+  return any;
+}
+
+bool PackedSender::SendNext(const std::shared_ptr<Stream>& stream, TimePoint now) {
+  const Outgoing& out = stream->out;
+  if (stream->failed || stream->next_chunk == out.plan.chunks || !out.lane->usable() ||
+      out.lane->in_flight() >= kLaneWindow || !out.done) {
+    return false;
+  }
+  Slot* slot = ring_->Take();
+  if (slot == nullptr) return false;
+  if (Status status = Pack(*stream, *slot); !status.ok()) {
+    ring_->Give(slot);
+    Stop(stream, std::move(status), now);
+    return true;
+  }
+  ++stream->next_chunk;
+  Submit(stream, slot, now);
+  return true;
+}
+
+Status PackedSender::Pack(Stream& stream, Slot& slot) {
+  const Outgoing& out = stream.out;
+  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan plan, out.plan.plan_chunk(stream.next_chunk));
+  const uint64_t bytes = plan.bytes();
+  if (bytes == 0 || bytes > ring_->slot_bytes()) {
+    return Error(Code::kInternal, "chunk " + std::to_string(stream.next_chunk) + " of " +
+                                      std::to_string(bytes) + " bytes for a slot of " +
+                                      std::to_string(ring_->slot_bytes()));
+  }
+  // The plan fills the first `bytes` of the slot and nothing else: what another stream left there
+  // stays here.
+  KVRELAY_RETURN_IF_ERROR(plan.Validate(local_bytes_, std::span(&bytes, 1)));
+  std::byte* destination = slot.data.data();
+  slot.header = {};
+  slot.header.before = out.record->ReadBefore();
+  ExecuteCopy(plan, local_bases_, std::span(&destination, 1));
+  slot.header.after = out.record->ReadAfter();
+  if (stream.next_chunk == 0) stream.completion.before = slot.header.before;
+  stream.completion.after = slot.header.after;
+  if (!GuardHolds(out.want, slot.header.before, slot.header.after)) {
+    return Error(Code::kStaleRead, "the lease ended before chunk " +
+                                       std::to_string(stream.next_chunk) + " of " +
+                                       std::to_string(out.plan.chunks) + " was packed");
+  }
+  slot.header.kind = PackedKind::kChunk;
+  slot.header.chunk = stream.next_chunk;
+  slot.header.bytes = bytes;
+  return {};
+}
+
+void PackedSender::Submit(const std::shared_ptr<Stream>& stream, Slot* slot, TimePoint now) {
+  PackedHeader& header = slot->header;
+  header.stream = stream->out.stream;
+  header.chunks = stream->out.plan.chunks;
+  header.sender = incarnation_;
+  Seal(header);
+  ++stream->in_flight;
+  stream->out.lane->SendSlot(
+      slot, *ring_, now, [this, stream, bytes = header.bytes](Status status) {
+        --stream->in_flight;
+        stream->completion.bytes += bytes;
+        if (!stream->out.done) return;  // completed already
+        if (!status.ok()) {
+          stream->failed = true;
+        } else if (stream->next_chunk == stream->out.plan.chunks && stream->in_flight == 0) {
+          Complete(stream, Status::Ok());
+        }
+      });
+}
+
+void PackedSender::Stop(const std::shared_ptr<Stream>& stream, Status status, TimePoint now) {
+  if (stream->out.lane->usable()) {
+    if (Slot* slot = ring_->Take(); slot != nullptr) {
+      slot->header = {};
+      slot->header.kind = PackedKind::kStopped;
+      slot->header.code = static_cast<uint32_t>(status.code());
+      slot->header.chunk = stream->next_chunk;
+      slot->header.before = stream->completion.before;
+      slot->header.after = stream->completion.after;
+      Complete(stream, std::move(status));
+      Submit(stream, slot, now);
+      return;
+    }
+  }
+  Complete(stream, std::move(status));
+}
+
+void PackedSender::Complete(const std::shared_ptr<Stream>& stream, Status status) {
+  Completion completion = stream->completion;
+  completion.status = std::move(status);
+  streams_.remove(stream);
+  deliver_(std::exchange(stream->out.done, nullptr), std::move(completion));
+}
+
+TimePoint PackedSender::Expire(TimePoint now) {
+  TimePoint next = TimePoint::max();
+  std::vector<std::shared_ptr<Stream>> ended;
+  for (const auto& stream : streams_) {
+    if (stream->failed || !stream->out.lane->usable() || stream->out.deadline <= now) {
+      ended.push_back(stream);
+    } else {
+      next = std::min(next, stream->out.deadline);
+    }
+  }
+  for (const auto& stream : ended) {
+    const Outgoing& out = stream->out;
+    if (out.lane->usable() && !stream->failed) {
+      Stop(stream,
+           Status(Code::kDeadlineExceeded,
+                  out.reader_name + ": the deadline came when " +
+                      std::to_string(stream->next_chunk - stream->in_flight) + " of " +
+                      std::to_string(out.plan.chunks) + " chunks had been sent"),
+           now);
+    } else {
+      Status lost = out.lane->failure();
+      if (lost.ok()) lost = Status(Code::kPeerUnreachable, "a send failed");
+      Complete(stream, lost.Wrap(out.reader_name));
+    }
+  }
+  std::vector<std::shared_ptr<UcxLane>> stalled;
+  for (const auto& [address, lane] : lanes_.open()) {
+    if (lane->in_flight() == 0) continue;
+    const TimePoint limit = lane->last_progress() + kStall;
+    if (limit > now) {
+      next = std::min(next, limit);
+      continue;
+    }
+    const bool wanted = std::any_of(streams_.begin(), streams_.end(),
+                                    [&](const auto& stream) { return stream->out.lane == lane; });
+    if (!wanted || ring_->free() == 0) stalled.push_back(lane);
+  }
+  for (const auto& lane : stalled) lanes_.Close(lane, "the reader took no data for a second");
+  return next;
+}
+
+}  // namespace kvrelay::transport

@@ -1,0 +1,81 @@
+// The owner's side of packed streams: packs chunks between two reads of the guard and sends them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "transport/slot_ring.h"
+#include "transport/transport.h"
+#include "transport/ucx_lanes.h"
+
+namespace kvrelay::transport {
+
+// Transfer thread only. Outlives every send in flight: destroy it after the worker.
+class PackedSender {
+ public:
+  using Deliver = std::function<void(Done, Completion)>;
+
+  struct Outgoing {
+    OpId op = 0;
+    std::string reader_name;  // for messages
+    std::shared_ptr<UcxLane> lane;
+    StreamId stream = 0;
+    StreamPlan plan;
+    const LeaseRecord* record = nullptr;
+    GuardExpectation want;
+    TimePoint deadline;
+    Done done;
+  };
+
+  PackedSender(std::span<const LocalRegion> regions, Incarnation incarnation,
+               std::unique_ptr<SlotRing> ring, UcxLanes& lanes, Deliver deliver);
+
+  // Fails at once with kInvalidArgument (no chunks, or too large ones) or kOverloaded.
+  void Start(Outgoing outgoing);
+  void Cancel(OpId op);
+  void FailAll(const Status& status);
+
+  // Packs and sends what there is room for, about a megabyte a call, every stream in its turn. True
+  // when it did something.
+  bool Pump(TimePoint now);
+  // Fails what is past its deadline or has lost its lane, and closes lanes whose readers take
+  // nothing while they hold slots that others need. Returns when to look again.
+  TimePoint Expire(TimePoint now);
+
+  size_t streams() const { return streams_.size(); }
+  size_t slots_in_use() const { return ring_->size() - ring_->free(); }
+
+ private:
+  struct Stream {
+    Outgoing out;
+    uint32_t next_chunk = 0;
+    uint32_t in_flight = 0;
+    bool failed = false;  // to be ended by Expire: a send failed inside a callback
+    Completion completion;
+  };
+  using Streams = std::list<std::shared_ptr<Stream>>;
+
+  bool SendNext(const std::shared_ptr<Stream>& stream, TimePoint now);
+  // Reads the guard, packs the next chunk into the slot, reads the guard again.
+  Status Pack(Stream& stream, Slot& slot);
+  void Submit(const std::shared_ptr<Stream>& stream, Slot* slot, TimePoint now);
+  // Tells the reader, if there is room to, and completes.
+  void Stop(const std::shared_ptr<Stream>& stream, Status status, TimePoint now);
+  void Complete(const std::shared_ptr<Stream>& stream, Status status);
+
+  const Deliver deliver_;
+  const Incarnation incarnation_;
+  std::vector<const std::byte*> local_bases_;
+  std::vector<uint64_t> local_bytes_;
+  const std::unique_ptr<SlotRing> ring_;
+  UcxLanes& lanes_;
+  Streams streams_;  // in turn
+};
+
+}  // namespace kvrelay::transport

@@ -1,0 +1,56 @@
+// One connection to another process's worker, as an owning type.
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "base/status.h"
+#include "transport/ucx_worker.h"
+
+namespace kvrelay::transport {
+
+// The thread that progresses the worker. Open -> failed (by the peer's death) or not -> closing ->
+// closed. UCX calls back into the endpoint until it is closed and idle: destroy it only then, or
+// after its worker.
+class UcxEndpoint {
+ public:
+  // `sent` is called once, perhaps inside Send: UCX reads neither header nor data any more. Not a
+  // proof of delivery: after a forced close UCX reports success too.
+  using Sent = std::function<void(Status)>;
+
+  static Result<std::unique_ptr<UcxEndpoint>> Create(UcxWorker& worker, std::string_view address);
+
+  UcxEndpoint(const UcxEndpoint&) = delete;
+  UcxEndpoint& operator=(const UcxEndpoint&) = delete;
+
+  // Header and data stay as they are until `sent` is called. Not after Close.
+  void Send(std::span<const std::byte> header, std::span<const std::byte> data, Sent sent);
+  // The peer's process or the way to it is gone; ok before.
+  const Status& failure() const { return failure_; }
+
+  // Begins a forced close: what is in flight is given up.
+  void Close();
+  bool closing() const { return closing_; }
+  // The close has completed and every `sent` was called.
+  bool finished() const { return closed_ && in_flight_ == 0; }
+
+ private:
+  UcxEndpoint() = default;
+  static void OnError(void* self, ucp_ep_h endpoint, ucs_status_t status);
+  static void OnSent(void* request, ucs_status_t status, void* context);
+  static void OnClosed(void* request, ucs_status_t status, void* self);
+
+  ucp_ep_h endpoint_ = nullptr;
+  Status failure_;
+  bool closing_ = false;
+  bool closed_ = false;
+  uint32_t in_flight_ = 0;
+};
+
+}  // namespace kvrelay::transport

@@ -1,0 +1,88 @@
+// UCX's context and worker as owning types, set up for active messages between processes that may
+// die at any moment.
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/status.h"
+
+namespace kvrelay::transport {
+
+struct UcxSettings {
+  std::string interface;       // the only one that data crosses, for example "lo" or "eth1"
+  uint64_t message_bytes = 0;  // of the largest message; it fits into one segment
+};
+
+// Why UCX cannot use the interface, or ok.
+Status CheckInterface(const std::string& interface);
+
+// A context with the features AM and WAKEUP, never RMA: a process that serves no raw memory cannot
+// be asked for it.
+class UcxContext {
+ public:
+  // Sets every option that matters here itself: UCX_* variables of the user's environment change
+  // nothing that we rely on.
+  static Result<std::shared_ptr<UcxContext>> Create(const UcxSettings& settings);
+  ~UcxContext() { ucp_cleanup(context_); }
+  UcxContext(const UcxContext&) = delete;
+  UcxContext& operator=(const UcxContext&) = delete;
+
+  ucp_context_h get() const { return context_; }
+
+ private:
+  explicit UcxContext(ucp_context_h context) : context_(context) {}
+  ucp_context_h context_;
+};
+
+// Progresses what its context receives and sends. One thread at a time.
+class UcxWorker {
+ public:
+  // `data` is valid during the call only. Called from Progress.
+  using OnMessage =
+      std::function<void(std::span<const std::byte> header, std::span<const std::byte> data)>;
+  // A message came that asks for a rendezvous; nobody of ours sends such ones. It was dropped.
+  using OnForeign = std::function<void()>;
+
+  static Result<std::shared_ptr<UcxWorker>> Create(std::shared_ptr<UcxContext> context,
+                                                   OnMessage on_message, OnForeign on_foreign);
+  ~UcxWorker() { ucp_worker_destroy(worker_); }
+  UcxWorker(const UcxWorker&) = delete;
+  UcxWorker& operator=(const UcxWorker&) = delete;
+
+  ucp_worker_h get() const { return worker_; }
+  // Where messages for this worker go, as UCX writes it.
+  Result<std::string> Address() const;
+  // True when something happened.
+  bool Progress() { return ucp_worker_progress(worker_) != 0; }
+  // Readable when there is something to progress after a successful Arm. Owned by the worker.
+  Result<int> EventFd() const;
+  // Before sleeping on EventFd(). False: there is something to progress now.
+  bool Arm() { return ucp_worker_arm(worker_) == UCS_OK; }
+
+ private:
+  UcxWorker(std::shared_ptr<UcxContext> context, ucp_worker_h worker, OnMessage on_message,
+            OnForeign on_foreign)
+      : context_(std::move(context)),
+        worker_(worker),
+        on_message_(std::move(on_message)),
+        on_foreign_(std::move(on_foreign)) {}
+  static ucs_status_t Receive(void* self, const void* header, size_t header_bytes, void* data,
+                              size_t bytes, const ucp_am_recv_param_t* param);
+
+  const std::shared_ptr<UcxContext> context_;
+  const ucp_worker_h worker_;
+  const OnMessage on_message_;
+  const OnForeign on_foreign_;
+};
+
+// The active message that all ours are.
+inline constexpr unsigned kUcxMessageId = 1;
+
+}  // namespace kvrelay::transport
