@@ -48,3 +48,5 @@ endif()
 
 # Binaries run from the build tree through absolute paths and from an install or bundle through these.
 set(CMAKE_INSTALL_RPATH "$ORIGIN/../lib/kvrelay:$ORIGIN/../lib")
+# RPATH, not RUNPATH: it also holds for what the libraries themselves need, which the bundle carries along.
+add_link_options(-Wl,--disable-new-dtags)

@@ -1,15 +1,16 @@
 # Third-party libraries as targets kvrelay_deps::*, and what was found (shown by --version, see base/build_info.h).
-# Names that differ among the supported distributions are hidden here. Also read by an installed kvrelayConfig.cmake.
+# Names that differ among the supported distributions are hidden here. Installed too, for kvrelayConfig.cmake. UCX has its
+# own file (KvrelayUcx).
+include_guard(DIRECTORY)
 
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 find_package(TBB REQUIRED CONFIG)
 find_package(tl-expected REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED CONFIG)
-pkg_check_modules(GLOG REQUIRED IMPORTED_TARGET GLOBAL libglog)
-pkg_check_modules(GFLAGS REQUIRED IMPORTED_TARGET GLOBAL gflags)
-pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET GLOBAL libsodium)
-pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET GLOBAL libzmq)
+pkg_check_modules(GLOG REQUIRED IMPORTED_TARGET libglog)
+pkg_check_modules(GFLAGS REQUIRED IMPORTED_TARGET gflags)
+pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
 
 add_library(kvrelay_deps::expected ALIAS tl::expected)
 add_library(kvrelay_deps::tbb ALIAS TBB::tbb)
@@ -18,14 +19,18 @@ add_library(kvrelay_deps::glog ALIAS PkgConfig::GLOG)
 add_library(kvrelay_deps::gflags ALIAS PkgConfig::GFLAGS)
 add_library(kvrelay_deps::sodium ALIAS PkgConfig::SODIUM)
 
-# libzmq and its C++ header (cppzmq). The header throws: only agent/ uses it, and catches.
+# libzmq and its C++ header (cppzmq). The header throws: only agent/ uses it, and catches. Only the version is taken from
+# pkg-config, whose flags would bring in libzmq's own dependencies.
+pkg_check_modules(ZMQ REQUIRED libzmq)
 find_path(KVRELAY_CPPZMQ_INCLUDE zmq.hpp REQUIRED)
-add_library(kvrelay_deps::zmq INTERFACE IMPORTED GLOBAL)
-target_link_libraries(kvrelay_deps::zmq INTERFACE PkgConfig::ZMQ)
+find_library(KVRELAY_ZMQ_LIBRARY zmq REQUIRED)
+add_library(kvrelay_deps::zmq INTERFACE IMPORTED)
+target_include_directories(kvrelay_deps::zmq SYSTEM INTERFACE "${KVRELAY_CPPZMQ_INCLUDE}")
+target_link_libraries(kvrelay_deps::zmq INTERFACE "${KVRELAY_ZMQ_LIBRARY}")
 
 # msgpack's C++ headers, without the part that needs Boost.
 find_path(KVRELAY_MSGPACK_INCLUDE msgpack.hpp REQUIRED)
-add_library(kvrelay_deps::msgpack INTERFACE IMPORTED GLOBAL)
+add_library(kvrelay_deps::msgpack INTERFACE IMPORTED)
 target_compile_definitions(kvrelay_deps::msgpack INTERFACE MSGPACK_NO_BOOST MSGPACK_DISABLE_LEGACY_NIL)
 
 # BLAS with the C interface (cblas.h). OpenBLAS is asked for by name: its thread count is set at run time.
@@ -34,21 +39,6 @@ find_path(KVRELAY_OPENBLAS_INCLUDE cblas.h HINTS ${OPENBLAS_INCLUDE_DIRS}
           PATH_SUFFIXES openblas-pthread openblas REQUIRED)
 find_library(KVRELAY_OPENBLAS_LIBRARY openblas HINTS ${OPENBLAS_LIBRARY_DIRS}
              PATH_SUFFIXES openblas-pthread REQUIRED)
-add_library(kvrelay_deps::blas INTERFACE IMPORTED GLOBAL)
+add_library(kvrelay_deps::blas INTERFACE IMPORTED)
 target_include_directories(kvrelay_deps::blas SYSTEM INTERFACE "${KVRELAY_OPENBLAS_INCLUDE}")
 target_link_libraries(kvrelay_deps::blas INTERFACE "${KVRELAY_OPENBLAS_LIBRARY}")
-
-include(KvrelayUcx)
-
-# CUDA: detected and reported. The CUDA backends arrive behind headers that compile without it.
-set(KVRELAY_CUDA_VERSION "off")
-if(NOT KVRELAY_CUDA STREQUAL "OFF")
-  find_package(CUDAToolkit QUIET)
-  if(CUDAToolkit_FOUND)
-    set(KVRELAY_CUDA_VERSION "${CUDAToolkit_VERSION}")
-  elseif(KVRELAY_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "KVRELAY_CUDA=ON, but no CUDA toolkit was found")
-  endif()
-endif()
-
-message(STATUS "UCX ${KVRELAY_UCX_VERSION} (${KVRELAY_UCX_WHERE}), ZeroMQ ${ZMQ_VERSION}, CUDA ${KVRELAY_CUDA_VERSION}")

@@ -2,7 +2,7 @@
 # Sets KVRELAY_UCX_VERSION (of the headers), KVRELAY_UCX_WHERE and, when UCX is not the system's, KVRELAY_UCX_LIBDIR.
 
 set(default_root "${PROJECT_SOURCE_DIR}/third_party/ucx")
-add_library(kvrelay_deps::ucx INTERFACE IMPORTED GLOBAL)
+add_library(kvrelay_deps::ucx INTERFACE IMPORTED)
 
 find_library(found_ucp NAMES ucp PATHS "${KVRELAY_UCX_ROOT}" PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH NO_CACHE)
 if(found_ucp)

@@ -1,0 +1,40 @@
+# Makes the bundle, unpacks it into a fresh folder and runs its programs with an empty environment. Fails when a program
+# would still load anything but glibc from the system.
+
+cmake_minimum_required(VERSION 3.25)
+file(REMOVE_RECURSE "${WORK}")
+file(MAKE_DIRECTORY "${WORK}/elsewhere")
+
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output
+                  WORKING_DIRECTORY "${WORK}/elsewhere")
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${ARGN}\n${output}\nfailed: ${result}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+run("${CPACK}" --config "${BUILD}/CPackConfig.cmake" -B "${WORK}")
+file(GLOB archive "${WORK}/kvrelay-*.tar.gz")
+file(SIZE "${archive}" bytes)
+math(EXPR mib "${bytes} / 1048576")
+message(STATUS "${archive}: ${mib} MiB")
+
+file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${WORK}/elsewhere")
+file(GLOB root "${WORK}/elsewhere/kvrelay-*")
+foreach(program IN ITEMS kvrelayd kvrelay)
+  run(env -i "${root}/bin/${program}" --version)
+  if(NOT output MATCHES "${VERSION}")
+    message(FATAL_ERROR "${program} --version printed: ${output}")
+  endif()
+  run(env -i /usr/bin/ldd "${root}/bin/${program}")
+  string(REPLACE "\n" ";" lines "${output}")
+  foreach(line IN LISTS lines)
+    if(line MATCHES "=> (/[^ ]+)" AND NOT line MATCHES "${root}/")
+      if(NOT line MATCHES "/(ld-linux[^/]*|lib(c|m|dl|rt|pthread|resolv|util|anl|nsl|mvec))\\.so")
+        message(FATAL_ERROR "${program} takes a library from the system:${line}")
+      endif()
+    endif()
+  endforeach()
+endforeach()
+file(REMOVE_RECURSE "${WORK}")
