@@ -1,0 +1,46 @@
+#include "engine/engine_options.h"
+
+namespace kvrelay::engine {
+
+std::string_view RelayModeName(RelayMode mode) {
+  switch (mode) {
+    case RelayMode::kAuto:
+      return "auto";
+    case RelayMode::kOn:
+      return "on";
+    case RelayMode::kOff:
+      return "off";
+  }
+  return "auto";
+}
+
+Result<RelayMode> RelayModeFromName(std::string_view name) {
+  for (const RelayMode mode : {RelayMode::kAuto, RelayMode::kOn, RelayMode::kOff}) {
+    if (name == RelayModeName(mode)) return mode;
+  }
+  return Error(Code::kInvalidArgument,
+               "relay = " + std::string(name) + " is not one of auto, on, off");
+}
+
+Status EngineOptions::Validate() const {
+  const auto in_range = [](const char* flag, uint64_t value, uint64_t min, uint64_t max) -> Status {
+    if (value >= min && value <= max) return Status::Ok();
+    return {Code::kInvalidArgument, std::string(flag) + " = " + std::to_string(value) +
+                                        " is not from " + std::to_string(min) + " to " +
+                                        std::to_string(max)};
+  };
+  if (model_dir.empty()) return {Code::kInvalidArgument, "no model folder is given"};
+  if (kv_layout == KvFormat::kMla) {
+    return {Code::kInvalidArgument, "kv_layout = mla: Llama models keep K and V (nhd, hnd)"};
+  }
+  KVRELAY_RETURN_IF_ERROR(in_range("tp", tp, 1, 64));
+  KVRELAY_RETURN_IF_ERROR(in_range("block_size", block_size, 1, 4096));
+  if (kv_bytes == 0) KVRELAY_RETURN_IF_ERROR(in_range("kv_blocks", kv_blocks, 1, 1U << 24));
+  KVRELAY_RETURN_IF_ERROR(in_range("threads", static_cast<uint64_t>(threads), 0, 4096));
+  KVRELAY_RETURN_IF_ERROR(in_range("max_batch", max_batch, 1, 1U << 16));
+  KVRELAY_RETURN_IF_ERROR(in_range("max_queue", max_queue, 0, 1U << 20));
+  KVRELAY_RETURN_IF_ERROR(in_range("prefill_chunk", prefill_chunk, 1, 1U << 20));
+  return in_range("max_cached_system_prompts", max_cached_system_prompts, 0, 1U << 20);
+}
+
+}  // namespace kvrelay::engine

@@ -1,0 +1,38 @@
+// What the flags say about an engine; shared by both daemons and by `generate --local`.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "kvcache/layout.h"
+
+namespace kvrelay::engine {
+
+enum class RelayMode : uint8_t { kAuto, kOn, kOff };
+std::string_view RelayModeName(RelayMode mode);  // "auto", "on", "off"
+Result<RelayMode> RelayModeFromName(std::string_view name);
+
+struct EngineOptions {
+  std::string model_dir;
+  uint32_t tp = 1;                      // ranks, each a thread
+  KvFormat kv_layout = KvFormat::kNhd;  // kNhd or kHnd
+  std::optional<DType> kv_dtype;        // nothing: "auto", the arithmetic's dtype: fp32 on the CPU
+  uint32_t block_size = 16;             // tokens
+  uint32_t kv_blocks = 1024;            // of each rank; used when kv_bytes is 0
+  uint64_t kv_bytes = 0;                // of all ranks together: as many whole blocks as fit
+  int threads = 0;                      // 0: as many as the process may use; shared by all ranks
+  uint32_t max_batch = 64;              // requests that run at the same time
+  uint32_t max_queue = 256;             // requests that wait
+  uint32_t max_prompt_tokens = 0;       // 0: what the model's context allows
+  uint32_t prefill_chunk = 256;         // prompt tokens per step, of all requests together
+  RelayMode relay = RelayMode::kAuto;   // kOn: also for a single request
+  uint32_t max_cached_system_prompts = 100;
+
+  // kInvalidArgument names the flag and its value.
+  Status Validate() const;
+};
+
+}  // namespace kvrelay::engine

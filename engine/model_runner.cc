@@ -1,0 +1,198 @@
+#include "engine/model_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/cpu.h"
+#include "base/parallel.h"
+
+namespace kvrelay::engine {
+namespace {
+
+attention::RelayConfig RelayConfigFor(RelayMode mode) {
+  attention::RelayConfig config;
+  config.enabled = mode != RelayMode::kOff;
+  if (mode == RelayMode::kOn) config.min_sharers = 1;
+  return config;
+}
+
+// What `relay` means for each item.
+void Explain(const attention::RelayConfig& config, const attention::RelayMetadata& relay,
+             std::span<const StepItem> items, std::vector<ItemResult>& results) {
+  for (const auto& group : relay.groups) {
+    for (const uint32_t item : group.sequences) {
+      results[item].relay = true;
+      results[item].why = "prefix shared by " + std::to_string(group.sequences.size());
+    }
+  }
+  const std::string too_few = "fewer than " + std::to_string(config.min_sharers) + " sharers";
+  for (const uint32_t item : relay.paged) {
+    const bool has_prefix = !items[item].prefix.empty();
+    results[item].why = !config.enabled ? "disabled" : has_prefix ? too_few : "no prefix";
+  }
+}
+
+}  // namespace
+
+ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options)
+    : config_(config),
+      block_size_(options.block_size),
+      relay_(RelayConfigFor(options.relay)),
+      group_(options.tp) {}
+
+Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
+                                                         const Checkpoint& checkpoint,
+                                                         const EngineOptions& options) {
+  KVRELAY_RETURN_IF_ERROR(options.Validate());
+  KVRELAY_ASSIGN_OR_RETURN(const ModelBuilder build, FindArchitecture(config));
+  KVRELAY_RETURN_IF_ERROR(CheckTensorParallel(config, options.tp));
+  SetParallelism(options.threads > 0 ? options.threads : AvailableThreads());
+  std::unique_ptr<ModelRunner> runner(new ModelRunner(config, options));
+  KVRELAY_RETURN_IF_ERROR(runner->AllocateKv(options));
+  KVRELAY_ASSIGN_OR_RETURN(runner->shards_, build(config, checkpoint, runner->group_));
+  return runner;
+}
+
+Status ModelRunner::AllocateKv(const EngineOptions& options) {
+  const DType dtype = options.kv_dtype.value_or(DType::kFp32);
+  const auto layout_of = [&](const KvShard& shard, uint32_t num_blocks) {
+    return KvLayout::Dense(options.kv_layout, dtype, config_.num_layers, shard.head_count,
+                           config_.head_dim, block_size_, num_blocks);
+  };
+  std::vector<KvShard> shards;
+  uint64_t bytes_per_block = 0;
+  for (uint32_t rank = 0; rank < options.tp; ++rank) {
+    KVRELAY_ASSIGN_OR_RETURN(
+        KvShard shard, KvShard::Make(config_.num_layers, config_.num_kv_heads, options.tp, rank));
+    bytes_per_block += layout_of(shard, 1).dense_bytes();
+    shards.push_back(shard);
+  }
+  uint64_t num_blocks = options.kv_blocks;
+  if (options.kv_bytes > 0) {
+    num_blocks = std::min<uint64_t>(options.kv_bytes / bytes_per_block, 1U << 24);
+    if (num_blocks == 0) {
+      return {Code::kInvalidArgument, "kv_blocks = " + std::to_string(options.kv_bytes) +
+                                          " bytes hold no block; one has " +
+                                          std::to_string(bytes_per_block) + " bytes on all ranks"};
+    }
+  }
+  for (const KvShard& shard : shards) {
+    KvLayout layout = layout_of(shard, static_cast<uint32_t>(num_blocks));
+    const std::string name = "kvrelay-kv-" + std::to_string(shard.tp_rank);
+    Result<Region> region = Region::AllocateHost(layout.dense_bytes(), name);
+    if (!region) {
+      return region.error().Wrap("the cache of " + std::to_string(num_blocks) + " blocks (" +
+                                 std::to_string(num_blocks * bytes_per_block) +
+                                 " bytes on all ranks), rank " + std::to_string(shard.tp_rank));
+    }
+    views_.emplace_back(layout, std::vector<std::byte*>{region->data()});
+    ranks_.push_back({std::move(region).value(), std::move(layout), shard});
+  }
+  pool_ = BlockPool::Create(static_cast<uint32_t>(num_blocks));
+  return Status::Ok();
+}
+
+uint64_t ModelRunner::kv_bytes() const {
+  uint64_t bytes = 0;
+  for (const KvRank& rank : ranks_) bytes += rank.region.bytes();
+  return bytes;
+}
+
+Status ModelRunner::Check(const StepItem& item) const {
+  const auto bad = [](const std::string& what) {
+    return Status(Code::kInvalidArgument, "step: " + what);
+  };
+  if (item.token_ids.empty()) return bad("an item without tokens");
+  for (const uint32_t id : item.token_ids) {
+    if (id >= config_.vocab_size) {
+      return bad("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                 std::to_string(config_.vocab_size));
+    }
+  }
+  const uint64_t end = uint64_t{item.first_position} + item.token_ids.size();
+  const uint64_t room = (item.prefix.size() + item.blocks.size()) * uint64_t{block_size_};
+  if (item.first_position < item.prefix.size() * uint64_t{block_size_} && !item.prefix.empty()) {
+    return bad("position " + std::to_string(item.first_position) + " lies in the shared prefix");
+  }
+  if (end > room) {
+    return bad("position " + std::to_string(end - 1) + " lies behind the " + std::to_string(room) +
+               " tokens of the block table");
+  }
+  for (const std::span<const BlockId> table : {item.prefix, item.blocks}) {
+    for (const BlockId block : table) {
+      if (block >= pool_->num_blocks()) return bad("no block " + std::to_string(block));
+    }
+  }
+  return Status::Ok();
+}
+
+void ModelRunner::GatherRows(std::span<const StepItem> items) {
+  rows_.token_ids.clear();
+  rows_.positions.clear();
+  rows_.blocks.clear();
+  rows_.sequences.clear();
+  rows_.logit_rows.clear();
+  for (const StepItem& item : items) {
+    const auto count = static_cast<uint32_t>(item.token_ids.size());
+    rows_.sequences.push_back({.first_row = static_cast<uint32_t>(rows_.token_ids.size()),
+                               .rows = count,
+                               .context = item.first_position + count,
+                               .prefix = item.prefix,
+                               .blocks = item.blocks});
+    rows_.token_ids.insert(rows_.token_ids.end(), item.token_ids.begin(), item.token_ids.end());
+    for (uint32_t i = 0; i < count; ++i) {
+      const uint32_t position = item.first_position + i;
+      rows_.positions.push_back(position);
+      rows_.blocks.push_back(item.blocks[position / block_size_ - item.prefix.size()]);
+    }
+    if (item.want_logits) {
+      rows_.logit_rows.push_back(static_cast<uint32_t>(rows_.token_ids.size() - 1));
+    }
+  }
+  rows_.logits.resize(rows_.logit_rows.size() * config_.vocab_size);
+}
+
+void ModelRunner::Report(std::span<const StepItem> items, uint32_t rank, uint32_t layers,
+                         uint32_t all_layers) {
+  for (const StepItem& item : items) {
+    if (item.progress.empty()) continue;
+    const auto end = item.first_position + static_cast<uint32_t>(item.token_ids.size());
+    const Progress progress =
+        layers < all_layers ? Progress{item.first_position, end, layers} : Progress{end, end, 0};
+    for (const ProgressFn* fn : item.progress) (*fn)(rank, progress);
+  }
+}
+
+Result<std::vector<ItemResult>> ModelRunner::Step(std::span<const StepItem> items) {
+  for (const StepItem& item : items) KVRELAY_RETURN_IF_ERROR(Check(item));
+  std::vector<ItemResult> results(items.size());
+  if (items.empty()) return results;
+  GatherRows(items);
+
+  const attention::RelayMetadata relay = attention::PlanRelay(
+      {.sequences = rows_.sequences, .query_heads = config_.num_heads / tp_size(), .scale = 1.0F},
+      relay_);
+  Explain(relay_, relay, items, results);
+  const StepRows step = {.token_ids = rows_.token_ids,
+                         .positions = rows_.positions,
+                         .blocks = rows_.blocks,
+                         .sequences = rows_.sequences,
+                         .relay = relay.groups.empty() ? nullptr : &relay,
+                         .logit_rows = rows_.logit_rows};
+  KVRELAY_RETURN_IF_ERROR(group_.Run([&](uint32_t rank) {
+    return shards_[rank]->Forward(step, views_[rank], rows_.logits, [&](uint32_t layers) {
+      Report(items, rank, layers, config_.num_layers);
+    });
+  }));
+
+  size_t row = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!items[i].want_logits) continue;
+    results[i].logits =
+        std::span<const float>(rows_.logits).subspan(row * config_.vocab_size, config_.vocab_size);
+    ++row;
+  }
+  return results;
+}
+
+}  // namespace kvrelay::engine

@@ -1,0 +1,107 @@
+// Runs a model over a paged KV cache: owns the tensor-parallel ranks, their weights and their cache
+// memory, and the pool that says whose the blocks are. One Step runs any mix of prompt chunks and
+// single decoding tokens.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+#include "base/status.h"
+#include "engine/checkpoint.h"
+#include "engine/engine_options.h"
+#include "engine/model.h"
+#include "engine/model_config.h"
+#include "engine/tp_group.h"
+#include "kvcache/block_pool.h"
+#include "kvcache/kv_view.h"
+#include "kvcache/lease_record.h"
+#include "kvcache/region.h"
+#include "kvcache/shard.h"
+
+namespace kvrelay::engine {
+
+// How far one sequence's chunk is, in positions of its token sequence. Runs on the thread of `rank`
+// while it computes (so must be quick): after each layer, and with tokens == the chunk's end once
+// all layers are written on that rank.
+using ProgressFn = std::function<void(uint32_t rank, const Progress& progress)>;
+
+// Tokens of one sequence to run in a step. Spans are valid during Step.
+struct StepItem {
+  std::span<const uint32_t> token_ids;  // at least one; below the vocabulary's size
+  uint32_t first_position = 0;          // of token_ids[0]; everything before is in the cache
+  std::span<const BlockId> prefix;      // blocks of the shared prefix
+  std::span<const BlockId>
+      blocks;  // its own, from token prefix.size() * block_size on; hold all of token_ids
+  bool want_logits = false;  // of its last token
+  std::span<const ProgressFn* const> progress;
+};
+
+// What a step says about one item.
+struct ItemResult {
+  std::span<const float> logits;  // empty unless wanted; valid until the next Step
+  bool relay = false;             // it ran relay attention
+  std::string why;                // "prefix shared by 16", "no prefix", ...
+};
+
+// One rank's cache, as it is registered with its agent.
+struct KvRank {
+  Region region;
+  KvLayout layout;
+  KvShard shard;
+};
+
+// Step: one thread at a time. Everything else: any thread.
+class ModelRunner {
+ public:
+  // kInvalidArgument: the model does not fit `options` (both numbers are named).
+  // kResourceExhausted: no memory for the cache (asked and available).
+  static Result<std::unique_ptr<ModelRunner>> Create(const ModelConfig& config,
+                                                     const Checkpoint& checkpoint,
+                                                     const EngineOptions& options);
+
+  // Results by item. kInvalidArgument for items that break their contract, before anything is
+  // written. After another error the KV of the step's tokens is undefined.
+  Result<std::vector<ItemResult>> Step(std::span<const StepItem> items);
+
+  const ModelConfig& config() const { return config_; }
+  uint32_t tp_size() const { return group_.size(); }
+  uint32_t block_size() const { return block_size_; }
+  const std::vector<KvRank>& ranks() const { return ranks_; }
+  const std::shared_ptr<BlockPool>& pool() const { return pool_; }
+  uint64_t kv_bytes() const;  // of all ranks
+
+ private:
+  // The rows of a step, one item's after the other; kept between steps.
+  struct Rows {
+    std::vector<uint32_t> token_ids;
+    std::vector<uint32_t> positions;
+    std::vector<BlockId> blocks;
+    std::vector<attention::Sequence> sequences;  // by item
+    std::vector<uint32_t> logit_rows;
+    std::vector<float> logits;
+  };
+
+  ModelRunner(const ModelConfig& config, const EngineOptions& options);
+  Status AllocateKv(const EngineOptions& options);
+  Status Check(const StepItem& item) const;
+  void GatherRows(std::span<const StepItem> items);
+  static void Report(std::span<const StepItem> items, uint32_t rank, uint32_t layers,
+                     uint32_t all_layers);
+
+  const ModelConfig config_;
+  const uint32_t block_size_;
+  const attention::RelayConfig relay_;
+  TpGroup group_;
+  std::vector<KvRank> ranks_;
+  std::vector<KvView> views_;  // by rank
+  std::shared_ptr<BlockPool> pool_;
+  ModelShards shards_;  // by rank
+  Rows rows_;
+};
+
+}  // namespace kvrelay::engine

@@ -1,0 +1,155 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "engine/fingerprint.h"
+#include "engine/sequence.h"
+
+namespace kvrelay::engine {
+
+Scheduler::Scheduler(ModelRunner& runner, SystemPrefixStore& prefixes, SchedulerOptions options)
+    : runner_(runner), prefixes_(prefixes), options_(std::move(options)) {}
+
+Scheduler::~Scheduler() = default;
+
+void Scheduler::Add(RequestNumber number, Request request) {
+  auto sequence = std::make_unique<Sequence>();
+  sequence->number = number;
+  sequence->request = std::move(request);
+  const Request& r = sequence->request;
+  sequence->tokens.reserve(r.prompt_tokens() + size_t{r.max_new_tokens});
+  sequence->tokens.assign(r.system_ids.begin(), r.system_ids.end());
+  sequence->tokens.insert(sequence->tokens.end(), r.token_ids.begin(), r.token_ids.end());
+  sequence->prompt_tokens = r.prompt_tokens();
+  sequence->shared_tokens = SharedTokens(static_cast<uint32_t>(r.system_ids.size()),
+                                         r.prompt_tokens(), runner_.block_size());
+  sequence->prefix_hash = PrefixHash(
+      options_.model, std::span<const uint32_t>(sequence->tokens).first(sequence->shared_tokens));
+  sequence->outcome.prompt_tokens = sequence->prompt_tokens;
+  sequence->outcome.prefix_tokens = sequence->shared_tokens;
+  sequence->outcome.submitted = options_.now();
+  queue_.push_back(std::move(sequence));
+}
+
+Scheduler::Sequence* Scheduler::Find(RequestNumber number) {
+  for (const auto& sequence : active_) {
+    if (sequence->number == number) return sequence.get();
+  }
+  for (const auto& sequence : queue_) {
+    if (sequence->number == number) return sequence.get();
+  }
+  return nullptr;
+}
+
+void Scheduler::Begin(RequestNumber number, engine::Begin begin) {
+  Sequence* sequence = Find(number);
+  if (sequence == nullptr || sequence->begun || sequence->blocks.empty()) return;
+  sequence->begun = true;
+  sequence->outcome.begun = options_.now();
+  if (sequence->request.kind == RequestKind::kDecode) {
+    const uint32_t have = begin.prefix ? begin.prefix->tokens : 0;
+    if (have != sequence->shared_tokens ||
+        (begin.prefix && begin.prefix->hash != sequence->prefix_hash)) {
+      Finish(*sequence, FinishReason::kError,
+             {Code::kInternal, "the prefix given has " + std::to_string(have) +
+                                   " tokens or another hash; the request shares " +
+                                   std::to_string(sequence->shared_tokens)});
+      return DropFinished();
+    }
+    sequence->prefix = std::move(begin.prefix);
+    sequence->pending = nullptr;
+    sequence->computed = sequence->prompt_tokens - 1;
+    return;
+  }
+  sequence->begin = std::move(begin);
+  const uint32_t in_prefix =
+      sequence->pending ? sequence->pending->computed : sequence->shared_tokens;
+  if (in_prefix == 0 || !sequence->begin.prefix_progress) return;
+  for (uint32_t rank = 0; rank < runner_.tp_size(); ++rank) {
+    sequence->begin.prefix_progress(rank, {in_prefix, in_prefix, 0});
+  }
+}
+
+void Scheduler::Finish(Sequence& sequence, FinishReason reason, Status status) {
+  if (sequence.finished) return;
+  sequence.finished = true;
+  if (reason == FinishReason::kCancelled) {
+    ++counts_.cancelled;
+  } else if (reason == FinishReason::kError) {
+    ++counts_.failed;
+  } else {
+    ++counts_.finished_ok;
+  }
+  // The blocks first: who hears that a request is over can rely on its room.
+  sequence.blocks.Reset();
+  sequence.pending = nullptr;
+  sequence.prefix = nullptr;
+  sequence.outcome.reason = reason;
+  sequence.outcome.status = std::move(status);
+  sequence.outcome.finished = options_.now();
+  if (sequence.request.on_done) sequence.request.on_done(sequence.number, sequence.outcome);
+}
+
+void Scheduler::DropFinished() {
+  const auto finished = [](const auto& sequence) { return sequence->finished; };
+  std::erase_if(active_, finished);
+  std::erase_if(queue_, finished);
+}
+
+void Scheduler::End(RequestNumber number, const Status& why) {
+  Sequence* sequence = Find(number);
+  if (sequence == nullptr) return;
+  const bool cancelled = why.code() == Code::kCancelled;
+  Finish(*sequence, cancelled ? FinishReason::kCancelled : FinishReason::kError, why);
+  DropFinished();
+}
+
+void Scheduler::EndAll(const Status& why) {
+  const FinishReason reason =
+      why.code() == Code::kCancelled ? FinishReason::kCancelled : FinishReason::kError;
+  for (const auto& sequence : active_) Finish(*sequence, reason, why);
+  for (const auto& sequence : queue_) Finish(*sequence, reason, why);
+  DropFinished();
+}
+
+void Scheduler::Expire() {
+  const TimePoint now = options_.now();
+  const auto expire = [&](Sequence& sequence, const std::string& state) {
+    if (sequence.request.deadline > now) return;
+    const double waited = ToMillis(now - sequence.outcome.submitted);
+    Finish(sequence, FinishReason::kError,
+           {Code::kDeadlineExceeded, "the request ran out of time after " +
+                                         std::to_string(static_cast<int64_t>(waited)) + " ms " +
+                                         state});
+  };
+  for (const auto& sequence : queue_) {
+    expire(*sequence, "in the queue (" + std::to_string(runner_.pool()->free_blocks()) + " of " +
+                          std::to_string(runner_.pool()->num_blocks()) + " blocks are free, " +
+                          std::to_string(active_.size()) + " of " +
+                          std::to_string(options_.max_batch) + " places taken)");
+  }
+  for (const auto& sequence : active_) {
+    const size_t generated = sequence->tokens.size() - sequence->prompt_tokens;
+    expire(*sequence, !sequence->begun ? "waiting for its KV"
+                                       : "with " + std::to_string(generated) + " tokens generated");
+  }
+  DropFinished();
+}
+
+TimePoint Scheduler::NextDeadline() const {
+  TimePoint next = TimePoint::max();
+  for (const auto& sequence : queue_) next = std::min(next, sequence->request.deadline);
+  for (const auto& sequence : active_) next = std::min(next, sequence->request.deadline);
+  return next;
+}
+
+SchedulerCounts Scheduler::counts() const {
+  SchedulerCounts counts = counts_;
+  counts.queued = static_cast<uint32_t>(queue_.size());
+  counts.running = static_cast<uint32_t>(active_.size());
+  return counts;
+}
+
+}  // namespace kvrelay::engine
