@@ -16,16 +16,16 @@
 
 namespace kvrelay::agent {
 
-// A raw socket, as other people's programs have. Blocks up to 5 s.
+// A raw socket, as other people's programs have.
 class PlainSocket {
  public:
-  PlainSocket(int type, const std::string& endpoint)
+  PlainSocket(int type, const std::string& endpoint, int queue_messages = 1000)
       : context_(zmq_ctx_new()), socket_(zmq_socket(context_, type)) {
     const int linger = 0;
     const int timeout_ms = 5000;
     zmq_setsockopt(socket_, ZMQ_LINGER, &linger, sizeof(linger));
-    zmq_setsockopt(socket_, ZMQ_RCVTIMEO, &timeout_ms, sizeof(timeout_ms));
     zmq_setsockopt(socket_, ZMQ_SNDTIMEO, &timeout_ms, sizeof(timeout_ms));
+    zmq_setsockopt(socket_, ZMQ_RCVHWM, &queue_messages, sizeof(queue_messages));
     EXPECT_EQ(zmq_connect(socket_, endpoint.c_str()), 0);
   }
   ~PlainSocket() {
@@ -42,13 +42,13 @@ class PlainSocket {
           << zmq_strerror(zmq_errno());
     }
   }
-  // Empty after 5 s.
+  // Empty when no message waits.
   std::vector<std::string> Receive() {
     std::vector<std::string> frames;
     for (bool more = true; more;) {
       zmq_msg_t frame;
       zmq_msg_init(&frame);
-      if (zmq_msg_recv(&frame, socket_, 0) < 0) return {};
+      if (zmq_msg_recv(&frame, socket_, ZMQ_DONTWAIT) < 0) return {};
       frames.emplace_back(static_cast<const char*>(zmq_msg_data(&frame)), zmq_msg_size(&frame));
       more = zmq_msg_more(&frame) != 0;
       zmq_msg_close(&frame);
@@ -111,6 +111,13 @@ class RpcFixture : public testing::Test {
   void RunFor(Duration d) {
     loop_.CallAfter(d, [this] { loop_.Stop(); });
     loop_.Run();
+  }
+
+  // The next message to a raw socket.
+  std::vector<std::string> ReceiveFrom(PlainSocket& socket) {
+    std::vector<std::string> frames;
+    EXPECT_TRUE(RunUntil([&] { return !(frames = socket.Receive()).empty(); }));
+    return frames;
   }
 
   // One call of the client to the server, to its end.

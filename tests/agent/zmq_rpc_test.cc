@@ -306,7 +306,7 @@ TEST_F(RpcFixture, ThePlainReqSocketOfAnybodyCanCall) {
   req.Send({proto::EncodeEnvelope({Type::kPing, 42, false, 0, "hello"})});
   ASSERT_TRUE(RunUntil([&] { return body.has_value(); }));
   EXPECT_EQ(body, "hello");
-  const std::vector<std::string> frames = req.Receive();
+  const std::vector<std::string> frames = ReceiveFrom(req);
   ASSERT_EQ(frames.size(), 1U);
   const auto reply = proto::DecodeEnvelope(frames[0]);
   ASSERT_TRUE(reply.has_value());
