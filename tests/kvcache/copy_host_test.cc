@@ -1,0 +1,165 @@
+#include "kvcache/copy_host.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "base/mapping.h"
+#include "base/parallel.h"
+#include "tests/kvcache/seed.h"
+
+namespace kvrelay {
+namespace {
+
+using testing_support::Pick;
+using testing_support::Random;
+using testing_support::TestSeed;
+
+std::vector<std::byte> RandomBytes(Random& random, size_t bytes) {
+  std::vector<std::byte> data(bytes);
+  for (std::byte& b : data) b = static_cast<std::byte>(random());
+  return data;
+}
+
+// The definition in copy_plan.h, word for word.
+void CopyByDefinition(const CopyPlan& plan, const std::byte* src, std::byte* dst) {
+  for (const CopyBox& b : plan.boxes) {
+    for (uint32_t p = b.first_pair; p < b.first_pair + b.num_pairs; ++p) {
+      for (int64_t i = 0; i < b.outer.count; ++i) {
+        for (int64_t j = 0; j < b.inner.count; ++j) {
+          const auto from = static_cast<int64_t>(plan.pairs[p].src * plan.src_block_stride);
+          const auto to = static_cast<int64_t>(plan.pairs[p].dst * plan.dst_block_stride);
+          std::memcpy(dst + b.dst_offset + to + i * b.outer.dst_stride + j * b.inner.dst_stride,
+                      src + b.src_offset + from + i * b.outer.src_stride + j * b.inner.src_stride,
+                      b.run_bytes);
+        }
+      }
+    }
+  }
+}
+
+void ExpectCopies(const CopyPlan& plan, const std::vector<std::byte>& src, size_t dst_bytes) {
+  const std::vector<uint64_t> src_bytes = {src.size()};
+  const Status valid = plan.Validate(src_bytes, std::vector<uint64_t>{dst_bytes});
+  ASSERT_TRUE(valid.ok()) << valid.ToString();
+  std::vector<std::byte> got(dst_bytes, std::byte{0x5a});
+  std::vector<std::byte> want = got;
+  CopyByDefinition(plan, src.data(), want.data());
+  const std::byte* const from[] = {src.data()};
+  std::byte* const to[] = {got.data()};
+  ExecuteCopy(plan, from, to);
+  const auto [g, w] = std::mismatch(got.begin(), got.end(), want.begin());
+  ASSERT_EQ(g, got.end()) << "first difference at byte " << g - got.begin();
+}
+
+CopyPlan OneRun(uint64_t run_bytes, int64_t src_offset, int64_t dst_offset) {
+  CopyPlan plan;
+  plan.pairs = {{0, 0}};
+  plan.boxes.resize(1);
+  plan.boxes[0].num_pairs = 1;
+  plan.boxes[0].run_bytes = run_bytes;
+  plan.boxes[0].src_offset = src_offset;
+  plan.boxes[0].dst_offset = dst_offset;
+  return plan;
+}
+
+TEST(ExecuteCopy, EmptyPlanDoesNothing) { ExecuteCopy(CopyPlan(), {}, {}); }
+
+TEST(ExecuteCopy, EveryLengthAtEveryAlignment) {
+  Random random(1);
+  const std::vector<std::byte> src = RandomBytes(random, 1024);
+  for (uint64_t run = 1; run <= 300; ++run) {
+    for (const int64_t from : {0, 1, 63}) {
+      for (const int64_t to : {0, 1, 31, 32, 63}) {
+        SCOPED_TRACE(testing::Message() << run << " bytes from " << from << " to " << to);
+        ExpectCopies(OneRun(run, from, to), src, 512);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(ExecuteCopy, ReadsNoByteBehindItsSource) {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const Mapping pages =
+      Mapping::Map(3 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1).value();
+  std::byte* const middle = pages.data() + page;
+  ASSERT_EQ(::mprotect(pages.data(), page, PROT_NONE), 0);
+  ASSERT_EQ(::mprotect(middle + page, page, PROT_NONE), 0);
+  std::memset(middle, 3, page);
+  std::vector<std::byte> copy(page);
+  std::byte* const to[] = {copy.data()};
+  for (uint64_t run = 1; run <= 700; ++run) {
+    for (std::byte* const from : {middle, middle + page - run}) {
+      const std::byte* const src[] = {from};
+      ExecuteCopy(OneRun(run, 0, 0), src, to);
+      ASSERT_EQ(copy[run - 1], std::byte{3});
+    }
+  }
+}
+
+// Copies large enough to be streamed and shared among threads.
+class LargeCopy : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    parallelism_ = Parallelism();
+    SetParallelism(4);
+  }
+  void TearDown() override { SetParallelism(parallelism_); }
+
+ private:
+  int parallelism_ = 0;
+};
+
+TEST_F(LargeCopy, OneLongRunIsShared) {
+  Random random(2);
+  const std::vector<std::byte> src = RandomBytes(random, (9 << 20) + 100);
+  for (const int64_t offset : {0, 7})
+    ExpectCopies(OneRun((9 << 20) + 13, 0, offset), src, 10 << 20);
+}
+
+TEST_F(LargeCopy, BoxesOfAllSortsOfRuns) {
+  const uint64_t seed = TestSeed();
+  Random random(seed);
+  const std::vector<std::byte> src = RandomBytes(random, 12 << 20);
+  for (const uint32_t run :
+       {16, 40, 64, 100, 128, 256, 384, 1000, 1024, 2049, 4096, 16384, 300000}) {
+    for (const uint32_t gap : {0, 64, 24}) {
+      SCOPED_TRACE(testing::Message()
+                   << "KVRELAY_SEED=" << seed << " run " << run << " gap " << gap);
+      // Two tensors, blocks of 2 x 3 runs, shuffled; about 6 MiB of runs and gaps.
+      const uint32_t inner = 3;
+      const uint32_t outer = 2;
+      const uint64_t block = uint64_t{run + gap} * inner * outer;
+      const auto blocks = static_cast<uint32_t>((5 << 20) / block);
+      ASSERT_GT(blocks, 1U);
+      CopyPlan plan;
+      plan.src_block_stride = block;
+      plan.dst_block_stride = block;
+      std::vector<uint32_t> order(blocks);
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), random);
+      for (uint32_t i = 0; i < blocks; ++i) plan.pairs.push_back({i, order[i]});
+      for (int64_t tensor = 0; tensor < 2; ++tensor) {
+        CopyBox box;
+        box.src_offset = tensor * static_cast<int64_t>(blocks * block);
+        box.dst_offset = box.src_offset;
+        // The source the other way round: heads outside, tokens inside, say.
+        box.inner = {inner, int64_t{run + gap} * outer, int64_t{run + gap}};
+        box.outer = {outer, int64_t{run + gap}, int64_t{run + gap} * inner};
+        box.run_bytes = run;
+        box.num_pairs = blocks;
+        plan.boxes.push_back(box);
+      }
+      ExpectCopies(plan, src, 12 << 20);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvrelay
