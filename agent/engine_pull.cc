@@ -21,8 +21,6 @@ EnginePull::EnginePull(ReaderContext& context, EnginePullRequest request, Events
       number_(context.next_pull_number++),
       ranks_(context.ranks.size()) {}
 
-EnginePull::~EnginePull() { context_.env.clock.Cancel(timer_); }
-
 void EnginePull::Start() {
   Env& env = context_.env;
   timer_ = env.clock.CallAt(request_.deadline, [weak = weak_from_this()] {

@@ -53,7 +53,6 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
   };
 
   EnginePull(ReaderContext& context, EnginePullRequest request, Events events);
-  ~EnginePull();
 
   // Claims at once.
   void Start();

@@ -29,8 +29,6 @@ PullSession::PullSession(Env& env, PeerTable& peers, const RankIdentity& identit
       pull_(std::move(pull)),
       events_(std::move(events)) {}
 
-PullSession::~PullSession() { env_.clock.Cancel(timer_); }
-
 void PullSession::Start() {
   started_ = env_.clock.Now();
   deadline_ = started_ + Millis(pull_.timeout_ms);

@@ -32,7 +32,6 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
 
   PullSession(Env& env, PeerTable& peers, const RankIdentity& identity, uint64_t chunk_bytes,
               proto::Pull pull, Events events);
-  ~PullSession();
 
   void Start();
   // Finishes with `why` unless it finished already. Idempotent.

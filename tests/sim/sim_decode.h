@@ -1,0 +1,77 @@
+// A decode engine in a schedule: the real reader leader and ranks, and requests that check every
+// word they were served.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agent/claims.h"
+#include "agent/fetch.h"
+#include "agent/prefix_table.h"
+#include "kvcache/prefix_store.h"
+#include "tests/sim/sim_rank.h"
+
+namespace kvrelay::sim {
+
+// What became of a schedule's requests.
+struct Outcomes {
+  uint64_t served = 0;
+  uint64_t prefix_hits = 0;
+  uint64_t failed = 0;
+  uint64_t cancelled = 0;
+  uint64_t no_room = 0;
+  uint64_t retried = 0;
+  uint64_t stale_prevented = 0;
+  std::string violation;  // the first invariant that broke; empty: none
+};
+
+class SimDecode {
+ public:
+  struct Options {
+    EngineId engine;
+    std::string prefix;
+    uint32_t tp = 1;
+    KvFormat format = KvFormat::kNhd;
+    bool mapped = true;
+    std::vector<std::string> prefills;
+    Duration request_timeout = Millis(8000);
+  };
+  SimDecode(Host& host, Options options, Outcomes& outcomes);
+  ~SimDecode();
+
+  void Request(const Prompt& prompt, Duration cancel_after, Duration hold);
+
+  bool AtRest() const;
+  std::string State() const;
+
+ private:
+  struct Active {
+    Prompt prompt;
+    BlockTable blocks;
+    PrefixRef prefix;
+    std::shared_ptr<agent::Fetch> fetch;
+    TimePoint deadline;
+    bool over = false;
+  };
+  void OnFetched(uint64_t id, const std::shared_ptr<Active>& active,
+                 const Result<agent::FetchResult>& result);
+  void Check(const Active& active, const char* when);
+
+  Host& host_;
+  const Options options_;
+  Outcomes& outcomes_;
+  std::shared_ptr<BlockPool> pool_ = BlockPool::Create(kBlocks);
+  SystemPrefixStore store_{2};
+  std::vector<std::unique_ptr<SimRank>> ranks_;
+  std::unique_ptr<agent::RankLinks> links_;
+  std::unique_ptr<agent::Claims> claims_;
+  std::unique_ptr<agent::ReaderContext> context_;
+  std::unique_ptr<agent::PrefixTable> prefixes_;
+  std::unique_ptr<agent::PrefillPool> prefills_;
+  std::map<uint64_t, std::shared_ptr<Active>> active_;
+  uint64_t next_ = 1;
+};
+
+}  // namespace kvrelay::sim

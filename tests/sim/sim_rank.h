@@ -1,0 +1,70 @@
+// One rank's agent in a schedule: the same state machines as in a real process, on virtual time and
+// a fake fabric.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agent/leader_link.h"
+#include "agent/owner_rank.h"
+#include "agent/peer_table.h"
+#include "agent/reader_rank.h"
+#include "tests/sim/kv_model.h"
+#include "tests/sim/sim_rpc.h"
+#include "tests/sim/world.h"
+#include "transport/fake_transport.h"
+
+namespace kvrelay::sim {
+
+// What all processes of a schedule share, and what outlives them.
+struct Host {
+  World& world;
+  Network& network;
+  transport::FakeFabric& fabric;
+  uint64_t next_address = 1;
+  // Memory of dead processes stays mapped at their readers.
+  std::vector<std::shared_ptr<RankMemory>> graveyard;
+};
+
+struct SimRankOptions {
+  EngineId engine;
+  Incarnation incarnation = 0;  // of this process
+  uint32_t rank = 0;
+  uint32_t tp = 1;
+  KvFormat format = KvFormat::kNhd;
+  std::string engine_prefix;  // "p0:"; the endpoint is engine_prefix + rank
+  bool mapped = true;         // both paths, the one-sided first; else packed only
+};
+
+class SimRank {
+ public:
+  SimRank(Host& host, const SimRankOptions& options);
+  // The process dies.
+  ~SimRank();
+
+  Process& process() { return process_; }
+  agent::Env& env() { return *env_; }
+  agent::OwnerRank& owner() { return *owner_; }
+  RankMemory& memory() { return *memory_; }
+  const std::string& endpoint() const { return rpc_.endpoint(); }
+  size_t operations() const;
+  size_t sessions() const { return reader_->List().size(); }
+  // Nothing that it started happens any more; its objects are still there.
+  void Freeze();
+
+ private:
+  Host& host_;
+  Process process_;
+  SimRpc rpc_;
+  agent::Counters counters_;
+  std::shared_ptr<RankMemory> memory_;
+  std::vector<std::unique_ptr<transport::FakeTransport>> transports_;
+  std::unique_ptr<agent::Env> env_;
+  std::unique_ptr<agent::LeaderLink> link_;
+  std::unique_ptr<agent::OwnerRank> owner_;
+  std::unique_ptr<agent::PeerTable> peers_;
+  std::unique_ptr<agent::ReaderRank> reader_;
+};
+
+}  // namespace kvrelay::sim
