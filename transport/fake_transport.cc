@@ -87,7 +87,10 @@ void FakeTransport::Later(Duration most, OpId id, void (FakeTransport::*step)(Op
 
 OpId FakeTransport::Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
                          Done done) {
-  Op op{.kind = Op::Kind::kRead, .peer = peer, .done = std::move(done)};
+  Op op;
+  op.kind = Op::Kind::kRead;
+  op.peer = peer;
+  op.done = std::move(done);
   op.completion.bytes = plan.bytes();
   const auto it = peers_.find(peer);
   if (it == peers_.end()) {
@@ -163,7 +166,10 @@ std::vector<FakeTransport::Word> FakeTransport::Words(const CopyPlan& plan,
 OpId FakeTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
                                     const LeaseRecord* record, GuardExpectation want,
                                     TimePoint deadline, Done done) {
-  Op op{.kind = Op::Kind::kSend, .peer = 0, .done = std::move(done)};
+  Op op;
+  op.kind = Op::Kind::kSend;
+  op.peer = 0;
+  op.done = std::move(done);
   op.record = record;
   op.want = want;
   op.stream = stream;
@@ -206,7 +212,10 @@ void FakeTransport::StepPack(OpId id) {
 
 OpId FakeTransport::StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan,
                                        GuardExpectation want, TimePoint deadline, Done done) {
-  Op op{.kind = Op::Kind::kReceive, .peer = peer, .done = std::move(done)};
+  Op op;
+  op.kind = Op::Kind::kReceive;
+  op.peer = peer;
+  op.done = std::move(done);
   op.want = want;
   op.stream = stream;
   op.plan = std::move(plan);

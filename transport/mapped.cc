@@ -27,7 +27,9 @@ constexpr size_t kMaxReads = 4096;
 class MappedTransport final : public Transport, private TransferThread::Worker {
  public:
   static Result<std::unique_ptr<Transport>> Create(Options options);
-  ~MappedTransport() override { thread_.reset(); }
+  ~MappedTransport() override {
+    if (thread_) thread_->Stop();
+  }
 
   std::string_view name() const override { return "mapped"; }
   Style style() const override { return Style::kOneSided; }

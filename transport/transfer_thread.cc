@@ -28,7 +28,7 @@ Result<std::unique_ptr<TransferThread>> TransferThread::Create(std::string name,
 TransferThread::TransferThread(std::string name, Duration spin, std::unique_ptr<EventLoop> loop)
     : name_(std::move(name)), spin_(spin), loop_(std::move(loop)), queue_(SIZE_MAX) {}
 
-TransferThread::~TransferThread() {
+void TransferThread::Stop() {
   if (!thread_.joinable()) return;
   Post([this] { stopping_ = true; });
   thread_.join();

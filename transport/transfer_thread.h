@@ -41,13 +41,15 @@ class TransferThread {
   // `name`: at most 15 characters, shown by tools like top. The loop may be used from the creating
   // thread until Start.
   static Result<std::unique_ptr<TransferThread>> Create(std::string name, Duration spin);
-  // Stops, if it was started: the worker's Finish has returned when this returns.
-  ~TransferThread();
+  ~TransferThread() { Stop(); }
 
   EventLoop& loop() { return *loop_; }
   // `worker` outlives the thread. Signals go to other threads.
   void Start(Worker& worker);
-  // Any thread. Tasks run in order; those posted before the destructor was called all run.
+  // Returns once the worker's Finish has returned. Does nothing when it was not started, or has
+  // stopped. The worker calls it in its own destructor: it must still be whole when Finish runs.
+  void Stop();
+  // Any thread. Tasks run in order; those posted before Stop all run.
   void Post(Task task);
 
  private:

@@ -35,7 +35,9 @@ TimePoint Now() { return std::chrono::steady_clock::now(); }
 class UcxPackedTransport final : public Transport, private TransferThread::Worker {
  public:
   static Result<std::unique_ptr<Transport>> Create(Options options);
-  ~UcxPackedTransport() override { thread_.reset(); }
+  ~UcxPackedTransport() override {
+    if (thread_) thread_->Stop();
+  }
 
   std::string_view name() const override { return "ucx-packed"; }
   Style style() const override { return Style::kPacked; }
