@@ -60,28 +60,46 @@ uint32_t PackRows(const Operation& op, const RowItem& item, uint32_t kv_head, fl
   return most;
 }
 
-// Adds the keys of one chunk, up to `end`, to `state`.
+void GatherTile(const Operation& op, const KeyRun& run, uint32_t kv_head, uint32_t first,
+                uint32_t end, KeyTile& tile) {
+  const KvLayout& layout = op.kv.layout();
+  tile.first = first;
+  tile.count = std::min(kTileKeys, end - first);
+  tile.dtype = layout.dtype;
+  uint32_t index = first / layout.block_size;
+  uint32_t slot = first % layout.block_size;
+  for (uint32_t i = 0; i < tile.count; ++index, slot = 0) {
+    const BlockId id =
+        index < run.head.size() ? run.head[index] : run.tail[index - run.head.size()];
+    const std::byte* k = op.kv.K(op.layer, id, kv_head, slot);
+    const std::byte* v = op.kv.V(op.layer, id, kv_head, slot);
+    for (; slot < layout.block_size && i < tile.count; ++slot, ++i) {
+      tile.k[i] = k;
+      tile.v[i] = v;
+      k += layout.token_stride;
+      v += layout.token_stride;
+    }
+  }
+}
+
+// The state of one chunk's keys, up to `end`.
 void AttendChunk(const Operation& op, const KeyRun& run, uint32_t kv_head, uint32_t chunk,
                  uint32_t end, RowBlock block, const SoftmaxState& state, float* tile_scratch) {
   state.Clear();
   block.acc = state.acc;
   block.m = state.m;
   block.l = state.l;
-  const uint32_t block_size = op.kv.layout().block_size;
-  const uint32_t chunk_end = std::min(end, (chunk + 1) * kChunkKeys);
-  KeyTile tile;
-  tile.dtype = op.kv.layout().dtype;
-  for (uint32_t first = chunk * kChunkKeys; first < chunk_end; first += kTileKeys) {
-    tile.first = first;
-    tile.count = std::min(kTileKeys, chunk_end - first);
-    for (uint32_t i = 0; i < tile.count; ++i) {
-      const uint32_t index = (first + i) / block_size;
-      const BlockId id =
-          index < run.head.size() ? run.head[index] : run.tail[index - run.head.size()];
-      tile.k[i] = op.kv.K(op.layer, id, kv_head, (first + i) % block_size);
-      tile.v[i] = op.kv.V(op.layer, id, kv_head, (first + i) % block_size);
-    }
-    op.attend_tile(tile, block, tile_scratch);
+  uint32_t first = chunk * kChunkKeys;
+  const uint32_t chunk_end = std::min(end, first + kChunkKeys);
+  if (first >= chunk_end) return;
+  KeyTile tiles[2];
+  KeyTile* tile = &tiles[0];
+  KeyTile* next = &tiles[1];
+  GatherTile(op, run, kv_head, first, end, *tile);
+  for (; first < chunk_end; first += kTileKeys, std::swap(tile, next)) {
+    const bool more = first + kTileKeys < end;  // perhaps in the next chunk
+    if (more) GatherTile(op, run, kv_head, first + kTileKeys, end, *next);
+    op.attend_tile(*tile, more ? *next : *tile, block, tile_scratch);
   }
 }
 

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <utility>
 
 #include "kvcache/layout.h"
 
@@ -27,8 +28,8 @@ struct KeyTile {
   uint32_t first = 0;
   uint32_t count = 0;
   DType dtype = DType::kFp32;
-  const std::byte* k[kTileKeys];  // plain arrays: see tile_kernel_avx2.cc
-  const std::byte* v[kTileKeys];
+  const std::byte* k[kTileKeys] = {};  // plain arrays: see tile_kernel_avx2.cc
+  const std::byte* v[kTileKeys] = {};
 };
 
 // Online-softmax state of `rows` packed query rows. Row r sees the keys at positions < visible[r];
@@ -50,8 +51,10 @@ constexpr size_t TileScratchFloats(uint32_t head_dim) {
   return size_t{kTileKeys} * (2 * size_t{PaddedDim(head_dim)} + 8);
 }
 
-// Adds a tile's keys to the state of the rows that see them. Keys that no row sees are not read.
-using AttendTileFn = void (*)(const KeyTile& tile, const RowBlock& block, float* scratch);
+// Adds a tile's keys to the state of the rows that see them. `next` is what comes after (or the
+// tile itself): its rows are fetched ahead, none is read.
+using AttendTileFn = void (*)(const KeyTile& tile, const KeyTile& next, const RowBlock& block,
+                              float* scratch);
 
 struct TileKernel {
   std::string_view name;  // "portable", "avx2", "avx512"
@@ -68,10 +71,13 @@ struct TileKernelList {
 };
 TileKernelList UsableTileKernels();
 
-void AttendTilePortable(const KeyTile& tile, const RowBlock& block, float* scratch);
+void AttendTilePortable(const KeyTile& tile, const KeyTile& next, const RowBlock& block,
+                        float* scratch);
 #if defined(__x86_64__)
-void AttendTileAvx2(const KeyTile& tile, const RowBlock& block, float* scratch);
-void AttendTileAvx512(const KeyTile& tile, const RowBlock& block, float* scratch);
+void AttendTileAvx2(const KeyTile& tile, const KeyTile& next, const RowBlock& block,
+                    float* scratch);
+void AttendTileAvx512(const KeyTile& tile, const KeyTile& next, const RowBlock& block,
+                      float* scratch);
 #endif
 
 }  // namespace kvrelay::attention

@@ -28,10 +28,14 @@ using IntVec [[gnu::vector_size(64)]] = int32_t;
 
 inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 
+// Forms with a mask, all ones: GCC 12 warns about its own header in the others (GCC bug 105593).
 inline Vec LoadFp16(const uint16_t* p) {
-  // The form with a mask, all ones: GCC 12 warns about its own header in the other (GCC bug
-  // 105593).
   return _mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+inline Vec LoadBf16(const uint16_t* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Vec)((IntVec)_mm512_maskz_cvtepu16_epi32(0xFFFF, half) << 16);
 }
 
 }  // namespace

@@ -1,7 +1,10 @@
-// One AttendTile function, in terms of the vector type that the including source file defines: Vec
-// of kLanes floats, IntVec, Fma, LoadFp16, kPanelVecs, KVRELAY_ATTEND_TILE. Included once by each
-// tile_kernel_*.cc, after its target pragma, so it has no include guard and calls nothing of the
-// standard library (see tile_kernel_avx2.cc).
+// One AttendTile function on the vectors of tile_kernel_vectors.h. Included once by each
+// tile_kernel_*.cc, like that one, and needs kPanelVecs and KVRELAY_ATTEND_TILE too.
+//
+// Two ways to the same bits: few rows (decode) take K and V straight from the cache; many rows
+// share a packed fp32 copy of the tile, K transposed.
+
+#include "attention/tile_kernel_vectors.h"
 
 namespace kvrelay::attention {
 namespace {
@@ -10,125 +13,100 @@ namespace {
 constexpr int kStripRows = 6;
 constexpr float kNegInf = -__builtin_inff();
 
-inline Vec Load(const float* p) {
-  Vec v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
-}
-inline void Store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
-inline Vec Splat(float x) { return Vec{} + x; }
+constexpr uint32_t WholeVectors(uint32_t floats) { return (floats + kLanes - 1) / kLanes * kLanes; }
 
-// --- Widening rows of the cache.
+// --- The packed tile.
 
-inline Vec LoadBf16(const uint16_t* p) {
-  using HalfVec [[gnu::vector_size(kLanes * sizeof(uint16_t))]] = uint16_t;
-  HalfVec half;
-  __builtin_memcpy(&half, p, sizeof(half));
-  return (Vec)(__builtin_convertvector(half, IntVec) << 16);
-}
+// The K rows of kLanes keys from `key` on; past the tile's end the last key again.
+struct KeyRows {
+  const std::byte* row[kLanes];
 
-template <DType kType>
-inline Vec LoadRow(const std::byte* row, uint32_t index) {
-  if constexpr (kType == DType::kFp32) {
-    return Load(reinterpret_cast<const float*>(row) + index);
-  } else if constexpr (kType == DType::kFp16) {
-    return LoadFp16(reinterpret_cast<const uint16_t*>(row) + index);
-  } else {
-    return LoadBf16(reinterpret_cast<const uint16_t*>(row) + index);
-  }
-}
-
-// The last, partial vector of a row: never reads past it, pads with zeros.
-template <DType kType>
-inline Vec LoadRowTail(const std::byte* row, uint32_t index, uint32_t count) {
-  constexpr uint32_t kBytes = kType == DType::kFp32 ? 4 : 2;
-  alignas(64) std::byte padded[kLanes * kBytes] = {};
-  __builtin_memcpy(padded, row + size_t{index} * kBytes, size_t{count} * kBytes);
-  return LoadRow<kType>(padded, 0);
-}
-
-template <DType kType>
-inline Vec LoadRowPadded(const std::byte* row, uint32_t index, uint32_t dim) {
-  return index + kLanes <= dim ? LoadRow<kType>(row, index)
-                               : LoadRowTail<kType>(row, index, dim - index);
-}
-
-// Exchanges the off-diagonal halves of each 2 kStep x 2 kStep square of two rows that are kStep
-// apart.
-template <int kStep, int... kLane>
-inline void Exchange(Vec& upper, Vec& lower) {
-  const Vec a = upper;
-  const Vec b = lower;
-  upper = __builtin_shufflevector(a, b, ((kLane & kStep) ? kLanes + kLane - kStep : kLane)...);
-  lower = __builtin_shufflevector(a, b, ((kLane & kStep) ? kLanes + kLane : kLane + kStep)...);
-}
-
-template <int kStep>
-inline void ExchangeAll(Vec (&rows)[kLanes]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if ((i & kStep) != 0) continue;
-    if constexpr (kLanes == 16) {
-      Exchange<kStep, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(rows[i],
-                                                                            rows[i + kStep]);
-    } else if constexpr (kLanes == 8) {
-      Exchange<kStep, 0, 1, 2, 3, 4, 5, 6, 7>(rows[i], rows[i + kStep]);
-    } else {
-      Exchange<kStep, 0, 1, 2, 3>(rows[i], rows[i + kStep]);
+  KeyRows(const KeyTile& tile, uint32_t key) {
+    for (uint32_t i = 0; i < kLanes; ++i) {
+      row[i] = tile.k[key + i < tile.count ? key + i : tile.count - 1];
     }
   }
+
+  // Dimensions d, d + 1, ... of these keys, one vector each.
+  template <DType kType>
+  void LoadColumns(uint32_t d, uint32_t dim, Vec (&columns)[kLanes]) const {
+    if (d + kLanes <= dim) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) columns[i] = LoadRow<kType>(row[i], d);
+    } else {
+      for (int i = 0; i < kLanes; ++i) columns[i] = LoadRowTail<kType>(row[i], d, dim - d);
+    }
+    Transpose(columns);
+  }
+};
+
+// While K of a tile is read, its V is fetched ahead; while V is read, the next tile's K.
+template <DType kType>
+inline void PrefetchValues(const KeyTile& tile, uint32_t key, uint32_t d) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) Prefetch<kType>(tile.v[key + i], d);
 }
 
-inline void Transpose(Vec (&rows)[kLanes]) {
-  if constexpr (kLanes >= 16) ExchangeAll<8>(rows);
-  if constexpr (kLanes >= 8) ExchangeAll<4>(rows);
-  ExchangeAll<2>(rows);
-  ExchangeAll<1>(rows);
-}
-
-// K rows to kt[dimension][key of tile]; keys past the tile's count are zero up to a whole vector.
+// K to kt[dimension][key of tile].
 template <DType kType>
 void PackK(const KeyTile& tile, uint32_t dim, float* kt) {
   for (uint32_t key = 0; key < tile.count; key += kLanes) {
+    const KeyRows keys(tile, key);
     for (uint32_t d = 0; d < dim; d += kLanes) {
-      Vec square[kLanes];
+      PrefetchValues<kType>(tile, key, d);
+      Vec columns[kLanes];
+      keys.LoadColumns<kType>(d, dim, columns);
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        square[i] = key + i < tile.count ? LoadRowPadded<kType>(tile.k[key + i], d, dim) : Vec{};
-      }
-      Transpose(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        Store(kt + size_t{d + i} * kTileKeys + key, square[i]);
-      }
+      for (int i = 0; i < kLanes; ++i) Store(kt + size_t{d + i} * kTileKeys + key, columns[i]);
     }
   }
 }
 
-// V rows to v[key of tile][padded dimension].
+// V to v[key of tile][padded dimension].
 template <DType kType>
-void PackV(const KeyTile& tile, uint32_t dim, float* v) {
+void PackV(const KeyTile& tile, const KeyTile& next, uint32_t dim, float* v) {
   const uint32_t padded = PaddedDim(dim);
   for (uint32_t key = 0; key < tile.count; ++key) {
     float* row = v + size_t{key} * padded;
     uint32_t d = 0;
-    for (; d < dim; d += kLanes) Store(row + d, LoadRowPadded<kType>(tile.v[key], d, dim));
-    for (; d < padded; d += kLanes) Store(row + d, Vec{});
+    for (; d + kLanes <= dim; d += kLanes) {
+      Prefetch<kType>(next.k[key], d);
+      Store(row + d, LoadRow<kType>(tile.v[key], d));
+    }
+    if (d < dim) Store(row + d, LoadRowTail<kType>(tile.v[key], d, dim - d));
+    for (d = WholeVectors(dim); d < padded; d += kLanes) Store(row + d, Vec{});
   }
 }
 
+// --- Products: each element is summed over its depth in order, one fused multiply-add a step.
+
+// Right-hand sides of Panel: At(k, i) is the i-th vector of the panel's columns in row k.
+struct PackedColumns {
+  const float* first;
+  size_t stride;
+  Vec At(uint32_t k, int i) const { return Load(first + k * stride + i * kLanes); }
+};
 template <DType kType>
-void Pack(const KeyTile& tile, uint32_t dim, float* kt, float* v) {
-  PackK<kType>(tile, dim, kt);
-  PackV<kType>(tile, dim, v);
-}
+struct CacheColumns {
+  const std::byte* const* rows;
+  const std::byte* const* prefetch;
+  uint32_t first;
+  Vec At(uint32_t k, int i) const {
+    Prefetch<kType>(prefetch[k], first + i * kLanes);
+    return LoadRow<kType>(rows[k], first + i * kLanes);
+  }
+};
+template <DType kType>
+struct CacheTail {
+  const std::byte* const* rows;
+  uint32_t first;
+  uint32_t count;
+  Vec At(uint32_t k, int /*i*/) const { return LoadRowTail<kType>(rows[k], first, count); }
+};
 
-// --- Products.
-
-// c[r][...] (+)= sum over k of a[r][k] * b[k][...], for kRows rows and kVecs vectors of columns, k
-// in order.
-template <int kRows, int kVecs, bool kAdd>
-inline void Panel(const float* a, size_t lda, const float* b, size_t ldb, uint32_t depth, float* c,
+// c[r][...] (+)= sum over k of a[r][k] * b[k][...], for kRows rows and kVecs vectors of columns.
+template <int kRows, int kVecs, bool kAdd, typename Columns>
+inline void Panel(const float* a, size_t lda, const Columns& b, uint32_t depth, float* c,
                   size_t ldc) {
   Vec sum[kRows][kVecs];
 #pragma GCC unroll 6
@@ -139,7 +117,7 @@ inline void Panel(const float* a, size_t lda, const float* b, size_t ldb, uint32
   for (uint32_t k = 0; k < depth; ++k) {
     Vec row[kVecs];
 #pragma GCC unroll 4
-    for (int i = 0; i < kVecs; ++i) row[i] = Load(b + k * ldb + i * kLanes);
+    for (int i = 0; i < kVecs; ++i) row[i] = b.At(k, i);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const Vec x = Splat(a[r * lda + k]);
@@ -154,59 +132,104 @@ inline void Panel(const float* a, size_t lda, const float* b, size_t ldb, uint32
   }
 }
 
-template <int kRows, bool kAdd>
-void Product(const float* a, size_t lda, const float* b, size_t ldb, uint32_t depth, float* c,
-             size_t ldc, uint32_t columns) {
-  uint32_t col = 0;
-  for (; col + kPanelVecs * kLanes <= columns; col += kPanelVecs * kLanes) {
-    Panel<kRows, kPanelVecs, kAdd>(a, lda, b + col, ldb, depth, c + col, ldc);
-  }
-  for (; col < columns; col += kLanes) {
-    Panel<kRows, 1, kAdd>(a, lda, b + col, ldb, depth, c + col, ldc);
-  }
-}
+// Scores of kRows rows with the first `columns` keys of a tile, and V weighed by these scores. The
+// two ways to read the tile.
+struct PackedTile {
+  const float* kt;
+  const float* v;
+  uint32_t dim;
+  uint32_t padded;
 
-template <bool kAdd>
-void ProductOfRows(uint32_t rows, const float* a, size_t lda, const float* b, size_t ldb,
-                   uint32_t depth, float* c, size_t ldc, uint32_t columns) {
-  switch (rows) {
-    case 1:
-      return Product<1, kAdd>(a, lda, b, ldb, depth, c, ldc, columns);
-    case 2:
-      return Product<2, kAdd>(a, lda, b, ldb, depth, c, ldc, columns);
-    case 3:
-      return Product<3, kAdd>(a, lda, b, ldb, depth, c, ldc, columns);
-    case 4:
-      return Product<4, kAdd>(a, lda, b, ldb, depth, c, ldc, columns);
-    case 5:
-      return Product<5, kAdd>(a, lda, b, ldb, depth, c, ldc, columns);
-    default:
-      return Product<6, kAdd>(a, lda, b, ldb, depth, c, ldc, columns);
+  template <int kRows>
+  void Scores(const float* q, uint32_t columns, float* scores) const {
+    uint32_t key = 0;
+    for (; key + kPanelVecs * kLanes <= columns; key += kPanelVecs * kLanes) {
+      Panel<kRows, kPanelVecs, false>(q, dim, PackedColumns{kt + key, kTileKeys}, dim, scores + key,
+                                      kTileKeys);
+    }
+    for (; key < columns; key += kLanes) {
+      Panel<kRows, 1, false>(q, dim, PackedColumns{kt + key, kTileKeys}, dim, scores + key,
+                             kTileKeys);
+    }
   }
-}
+
+  template <int kRows>
+  void AddValues(const float* weights, uint32_t first, uint32_t end, float* acc) const {
+    const float* a = weights + first;
+    const float* b = v + size_t{first} * padded;
+    uint32_t d = 0;
+    for (; d + kPanelVecs * kLanes <= padded; d += kPanelVecs * kLanes) {
+      Panel<kRows, kPanelVecs, true>(a, kTileKeys, PackedColumns{b + d, padded}, end - first,
+                                     acc + d, padded);
+    }
+    for (; d < padded; d += kLanes) {
+      Panel<kRows, 1, true>(a, kTileKeys, PackedColumns{b + d, padded}, end - first, acc + d,
+                            padded);
+    }
+  }
+};
+
+template <DType kType>
+struct CacheTile {
+  const KeyTile& tile;
+  const KeyTile& next;
+  uint32_t dim;
+  uint32_t padded;
+
+  template <int kRows>
+  void Scores(const float* q, uint32_t columns, float* scores) const {
+    for (uint32_t key = 0; key < columns; key += kLanes) {
+      const KeyRows keys(tile, key);
+      Vec sum[kRows] = {};
+      uint32_t d = 0;
+      for (; d + kLanes <= dim; d += kLanes) {
+        PrefetchValues<kType>(tile, key, d);
+        Vec column[kLanes];
+        keys.LoadColumns<kType>(d, dim, column);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+#pragma GCC unroll 6
+          for (int r = 0; r < kRows; ++r) {
+            sum[r] = Fma(Splat(q[size_t{dim} * r + d + i]), column[i], sum[r]);
+          }
+        }
+      }
+      if (d < dim) {
+        Vec column[kLanes];
+        keys.LoadColumns<kType>(d, dim, column);
+        for (uint32_t i = 0; i < dim - d; ++i) {
+          for (int r = 0; r < kRows; ++r) {
+            sum[r] = Fma(Splat(q[size_t{dim} * r + d + i]), column[i], sum[r]);
+          }
+        }
+      }
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) Store(scores + r * kTileKeys + key, sum[r]);
+    }
+  }
+
+  template <int kRows>
+  void AddValues(const float* weights, uint32_t first, uint32_t end, float* acc) const {
+    const float* a = weights + first;
+    const uint32_t depth = end - first;
+    uint32_t d = 0;
+    for (; d + kPanelVecs * kLanes <= dim; d += kPanelVecs * kLanes) {
+      Panel<kRows, kPanelVecs, true>(a, kTileKeys,
+                                     CacheColumns<kType>{tile.v + first, next.k + first, d}, depth,
+                                     acc + d, padded);
+    }
+    for (; d + kLanes <= dim; d += kLanes) {
+      Panel<kRows, 1, true>(a, kTileKeys, CacheColumns<kType>{tile.v + first, next.k + first, d},
+                            depth, acc + d, padded);
+    }
+    if (d < dim) {
+      Panel<kRows, 1, true>(a, kTileKeys, CacheTail<kType>{tile.v + first, d, dim - d}, depth,
+                            acc + d, padded);
+    }
+  }
+};
 
 // --- Softmax.
-
-// exp(x) for x <= 0 within 2 ulp; exactly 0 below the smallest normal result and for -inf; NaN
-// stays NaN.
-inline Vec ExpNonPositive(Vec x) {
-  constexpr float kRound =
-      12582912.0F;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const Vec shifted = Fma(x, Splat(1.44269504F), Splat(kRound));
-  const Vec n = shifted - kRound;
-  Vec r = Fma(n, Splat(-0.693359375F), x);
-  r = Fma(n, Splat(2.12194440e-4F), r);
-  Vec p = Splat(1.9875691500e-4F);
-  p = Fma(p, r, Splat(1.3981999507e-3F));
-  p = Fma(p, r, Splat(8.3334519073e-3F));
-  p = Fma(p, r, Splat(4.1665795894e-2F));
-  p = Fma(p, r, Splat(1.6666665459e-1F));
-  p = Fma(p, r, Splat(5.0000001201e-1F));
-  p = Fma(p, r * r, r) + 1.0F;
-  const IntVec power = ((IntVec)shifted - (IntVec)Splat(kRound) + 127) << 23;
-  const IntVec vanishes = x < -87.3365F;
-  return (Vec)((IntVec)(p * (Vec)power) & ~vanishes);
-}
 
 // Turns the dot products of one row with `visible` keys into weights exp(logit - m), zero in the
 // rest of `columns`, and brings the row's state to the new maximum. Not inlined: one body, so that
@@ -220,8 +243,7 @@ inline Vec ExpNonPositive(Vec x) {
     const Vec s = Load(scores + j);
     largest = s > largest ? s : largest;
   }
-  float m_new = *m;
-  for (int i = 0; i < kLanes; ++i) m_new = largest[i] > m_new ? largest[i] : m_new;
+  const float m_new = LargestLane(largest);
 
   // All logits -inf: any finite base gives weights of zero, where -inf - -inf would give NaN.
   const float base = m_new == kNegInf ? 0.0F : m_new;
@@ -231,74 +253,97 @@ inline Vec ExpNonPositive(Vec x) {
     Store(scores + j, p);
     sum += p;
   }
-  float total = 0.0F;
-  for (int i = 0; i < kLanes; ++i) total += sum[i];
-
   const float shrink = ExpNonPositive(Splat(*m - base))[0];
-  *l = *l * shrink + total;
+  *l = *l * shrink + SumOfLanes(sum);
   *m = m_new;
   if (shrink != 1.0F) {
     for (uint32_t d = 0; d < padded_dim; d += kLanes) Store(acc + d, Load(acc + d) * shrink);
   }
 }
 
-void AttendStrip(const KeyTile& tile, const RowBlock& block, uint32_t first_row, const float* kt,
-                 const float* v, float* weights) {
-  const uint32_t padded = PaddedDim(block.head_dim);
-  const uint32_t rows = block.rows - first_row < kStripRows ? block.rows - first_row : kStripRows;
-  uint32_t visible[kStripRows];
+// kRows rows from `first_row` on.
+template <int kRows, typename Tile>
+void AttendStrip(const KeyTile& keys, const Tile& tile, const RowBlock& block, uint32_t first_row,
+                 float* weights) {
+  uint32_t visible[kRows];
   uint32_t most = 0;
   uint32_t least = kTileKeys;
-  for (uint32_t r = 0; r < rows; ++r) {
+  for (uint32_t r = 0; r < kRows; ++r) {
     const uint32_t end = block.visible[first_row + r];
-    const uint32_t past = end > tile.first ? end - tile.first : 0;
-    visible[r] = past < tile.count ? past : tile.count;
+    const uint32_t past = end > keys.first ? end - keys.first : 0;
+    visible[r] = past < keys.count ? past : keys.count;
     most = visible[r] > most ? visible[r] : most;
     least = visible[r] < least ? visible[r] : least;
   }
   if (most == 0) return;
 
-  const uint32_t columns = (most + kLanes - 1) / kLanes * kLanes;
-  ProductOfRows<false>(rows, block.q + size_t{first_row} * block.head_dim, block.head_dim, kt,
-                       kTileKeys, block.head_dim, weights, kTileKeys, columns);
+  const uint32_t columns = WholeVectors(most);
+  const uint32_t padded = tile.padded;
   float* acc = block.acc + size_t{first_row} * padded;
-  for (uint32_t r = 0; r < rows; ++r) {
+  tile.template Scores<kRows>(block.q + size_t{first_row} * tile.dim, columns, weights);
+  for (uint32_t r = 0; r < kRows; ++r) {
     if (visible[r] == 0) continue;
     SoftmaxRow(weights + r * kTileKeys, visible[r], columns, block.scale, acc + r * padded, padded,
                block.m + first_row + r, block.l + first_row + r);
   }
   // Keys that all rows see together, then each row's own: a value that a row may not see (perhaps
   // infinite, perhaps never written) does not even meet its zero weight.
-  if (least > 0) {
-    ProductOfRows<true>(rows, weights, kTileKeys, v, padded, least, acc, padded, padded);
-  }
-  for (uint32_t r = 0; r < rows; ++r) {
+  if (least > 0) tile.template AddValues<kRows>(weights, 0, least, acc);
+  for (uint32_t r = 0; r < kRows; ++r) {
     if (visible[r] == least) continue;
-    ProductOfRows<true>(1, weights + r * kTileKeys + least, kTileKeys, v + size_t{least} * padded,
-                        padded, visible[r] - least, acc + r * padded, padded, padded);
+    tile.template AddValues<1>(weights + r * kTileKeys, least, visible[r], acc + r * padded);
+  }
+}
+
+template <typename Tile>
+void AttendStripOf(uint32_t rows, const KeyTile& keys, const Tile& tile, const RowBlock& block,
+                   uint32_t first_row, float* weights) {
+  switch (rows) {
+    case 1:
+      return AttendStrip<1>(keys, tile, block, first_row, weights);
+    case 2:
+      return AttendStrip<2>(keys, tile, block, first_row, weights);
+    case 3:
+      return AttendStrip<3>(keys, tile, block, first_row, weights);
+    case 4:
+      return AttendStrip<4>(keys, tile, block, first_row, weights);
+    case 5:
+      return AttendStrip<5>(keys, tile, block, first_row, weights);
+    default:
+      return AttendStrip<kStripRows>(keys, tile, block, first_row, weights);
+  }
+}
+
+template <DType kType>
+void AttendTileOf(const KeyTile& keys, const KeyTile& next, const RowBlock& block, float* scratch) {
+  const uint32_t padded = PaddedDim(block.head_dim);
+  float* kt = scratch;
+  float* v = kt + size_t{kTileKeys} * padded;
+  float* weights = v + size_t{kTileKeys} * padded;
+  if (block.rows <= kStripRows) {
+    const CacheTile<kType> tile{keys, next, block.head_dim, padded};
+    return AttendStripOf(block.rows, keys, tile, block, 0, weights);
+  }
+  PackK<kType>(keys, block.head_dim, kt);
+  PackV<kType>(keys, next, block.head_dim, v);
+  const PackedTile tile{kt, v, block.head_dim, padded};
+  for (uint32_t row = 0; row < block.rows; row += kStripRows) {
+    const uint32_t left = block.rows - row;
+    AttendStripOf(left < kStripRows ? left : kStripRows, keys, tile, block, row, weights);
   }
 }
 
 }  // namespace
 
-void KVRELAY_ATTEND_TILE(const KeyTile& tile, const RowBlock& block, float* scratch) {
-  const uint32_t padded = PaddedDim(block.head_dim);
-  float* kt = scratch;
-  float* v = kt + size_t{kTileKeys} * padded;
-  float* weights = v + size_t{kTileKeys} * padded;
+void KVRELAY_ATTEND_TILE(const KeyTile& tile, const KeyTile& next, const RowBlock& block,
+                         float* scratch) {
   switch (tile.dtype) {
     case DType::kFp32:
-      Pack<DType::kFp32>(tile, block.head_dim, kt, v);
-      break;
+      return AttendTileOf<DType::kFp32>(tile, next, block, scratch);
     case DType::kFp16:
-      Pack<DType::kFp16>(tile, block.head_dim, kt, v);
-      break;
+      return AttendTileOf<DType::kFp16>(tile, next, block, scratch);
     case DType::kBf16:
-      Pack<DType::kBf16>(tile, block.head_dim, kt, v);
-      break;
-  }
-  for (uint32_t row = 0; row < block.rows; row += kStripRows) {
-    AttendStrip(tile, block, row, kt, v, weights);
+      return AttendTileOf<DType::kBf16>(tile, next, block, scratch);
   }
 }
 

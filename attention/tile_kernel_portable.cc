@@ -23,6 +23,11 @@ inline Vec LoadFp16(const uint16_t* p) {
   return (Vec)(((half & 0x8000) << 16) | finite | (special & 0x7F800000));
 }
 
+inline Vec LoadBf16(const uint16_t* p) {
+  const IntVec half = {p[0], p[1], p[2], p[3]};
+  return (Vec)(half << 16);
+}
+
 }  // namespace
 }  // namespace kvrelay::attention
 

@@ -57,7 +57,7 @@ TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
         SoftmaxState::In(memory.Reserve(SoftmaxState::Floats(rows, padded)), rows, padded);
     state.Clear();
     Scratch scratch;
-    GetParam().attend(tile,
+    GetParam().attend(tile, tile,
                       {.rows = rows,
                        .head_dim = dim,
                        .scale = 0.25F,
@@ -115,7 +115,7 @@ TEST_P(TileKernelTest, WidensEveryHalfExactly) {
       const auto state = SoftmaxState::In(memory.Reserve(SoftmaxState::Floats(1, kDim)), 1, kDim);
       state.Clear();
       Scratch scratch;
-      GetParam().attend(tile,
+      GetParam().attend(tile, tile,
                         {.rows = 1,
                          .head_dim = kDim,
                          .scale = 1.0F,
@@ -156,7 +156,7 @@ TEST_P(TileKernelTest, WeightsAreExponentialsDownToTheSmallest) {
     const auto state = SoftmaxState::In(memory.Reserve(SoftmaxState::Floats(1, 16)), 1, 16);
     state.Clear();
     Scratch scratch;
-    GetParam().attend(tile,
+    GetParam().attend(tile, tile,
                       {.rows = 1,
                        .head_dim = 1,
                        .scale = 1.0F,
