@@ -12,6 +12,9 @@ pkg_check_modules(GLOG REQUIRED IMPORTED_TARGET libglog)
 pkg_check_modules(GFLAGS REQUIRED IMPORTED_TARGET gflags)
 pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
 
+# Its debug definitions ask the headers for checks that go with a debug libtbb, which the distributions do not have.
+set_property(TARGET TBB::tbb PROPERTY INTERFACE_COMPILE_DEFINITIONS "")
+
 add_library(kvrelay_deps::expected ALIAS tl::expected)
 add_library(kvrelay_deps::tbb ALIAS TBB::tbb)
 add_library(kvrelay_deps::json ALIAS nlohmann_json::nlohmann_json)

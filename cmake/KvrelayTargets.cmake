@@ -67,9 +67,9 @@ function(kvrelay_discover target label)
   set(common DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 TEST_PREFIX "${target}." WORKING_DIRECTORY
              "${PROJECT_SOURCE_DIR}")
   set(environment "${KVRELAY_TEST_ENVIRONMENT}")
-  gtest_discover_tests(${target} ${common} TEST_FILTER "-Full*" PROPERTIES
+  gtest_discover_tests(${target} ${common} TEST_FILTER "-Full*:*/Full*" PROPERTIES
                        LABELS ${label} TIMEOUT ${arg_TIMEOUT} ${environment} ${arg_PROPERTIES})
-  gtest_discover_tests(${target} ${common} TEST_FILTER "Full*" PROPERTIES
+  gtest_discover_tests(${target} ${common} TEST_FILTER "Full*:*/Full*" PROPERTIES
                        LABELS full TIMEOUT 3600 ${environment} ${arg_PROPERTIES})
 endfunction()
 
