@@ -82,12 +82,19 @@ void EnginePull::OnClaimed(const Result<std::string>& reply) {
                        [weak = weak_from_this()](const Status& why) {
                          if (const auto self = weak.lock()) self->Cancel(why);
                        });
-  if (ready_) SendPulls();
+  if (ready_) AskRanks();
 }
 
 void EnginePull::SetReady() {
   if (std::exchange(ready_, true) || finished_ || !claimed_) return;
-  SendPulls();
+  AskRanks();
+}
+
+void EnginePull::AskRanks() {
+  context_.ranks.WhenAllKnown([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (self && !self->finished_) self->SendPulls();
+  });
 }
 
 void EnginePull::SendPulls() {

@@ -71,6 +71,7 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
 
   void OnClaimed(const Result<std::string>& reply);
   Status CheckClaim(const proto::ClaimReply& claim) const;
+  void AskRanks();
   void SendPulls();
   void OnPulled(size_t rank, const Result<std::string>& reply);
   void Succeed();

@@ -25,6 +25,7 @@ class LeaderLink {
 
  private:
   Incarnation leader_ = 0;
+  uint64_t challenge_ = 0;  // the newest; 0: none is open
   std::vector<std::function<void()>> on_new_leader_;
 };
 

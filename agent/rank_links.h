@@ -33,7 +33,7 @@ class RankLinks {
     Incarnation incarnation = 0;
     std::unique_ptr<RetryingCall> hello;
   };
-  void SayHello(size_t rank);
+  void SayHello(size_t rank, uint64_t challenge);
 
   Env& env_;
   const Incarnation leader_;

@@ -35,10 +35,10 @@ enum class Type : uint8_t {
   kDescribe = 13,  // anybody -> front; leader -> its rank
   kPing = 14,
   kHealth = 15,
-  kPrefill = 16,       // decode leader -> prefill front; two replies: offered (more), finished
-  kGenerate = 17,      // client -> decode front; one reply per token batch (more), then the last
-  kCancel = 18,        // by request id
-  kCancelCall = 19,    // caller -> callee: the call with this id is abandoned; no reply
+  kPrefill = 16,     // decode leader -> prefill front; two replies: offered (more), finished
+  kGenerate = 17,    // client -> decode front; one reply per token batch (more), then the last
+  kCancel = 18,      // by request id
+  kCancelCall = 19,  // caller -> callee: the call with this id is abandoned; no reply
 };
 std::string_view TypeName(Type type);  // "GET_META"
 std::optional<Type> TypeFromName(std::string_view name);
@@ -85,11 +85,16 @@ struct Meta {
 
 // --- Leader and its ranks ------------------------------------------------------------------------
 
+// In two steps: the first, with challenge 0, asks for one; the second carries it and makes the
+// sender the rank's leader. A HELLO of a leader that died can arrive late, but it never carries the
+// rank's newest challenge.
 struct Hello {
   Incarnation leader = 0;
+  uint64_t challenge = 0;
 };
 struct HelloReply {
   Incarnation rank_incarnation = 0;
+  uint64_t challenge = 0;  // to the first step; 0: accepted
 };
 
 struct Start {

@@ -166,13 +166,14 @@ struct Schema<Meta> {
 template <>
 struct Schema<Hello> {
   static constexpr std::string_view kName = "HELLO";
-  static constexpr auto kFields = std::tuple{Any("leader", &Hello::leader)};
+  static constexpr auto kFields =
+      std::tuple{Any("leader", &Hello::leader), Any("challenge", &Hello::challenge)};
 };
 template <>
 struct Schema<HelloReply> {
   static constexpr std::string_view kName = "HELLO_REPLY";
-  static constexpr auto kFields =
-      std::tuple{Any("rank_incarnation", &HelloReply::rank_incarnation)};
+  static constexpr auto kFields = std::tuple{Any("rank_incarnation", &HelloReply::rank_incarnation),
+                                             Any("challenge", &HelloReply::challenge)};
 };
 template <>
 struct Schema<Start> {

@@ -77,7 +77,7 @@ void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration ho
   });
   clock.CallAt(active->deadline + Millis(500), [this, active] {
     if (!active->over && outcomes_.violation.empty()) {
-      outcomes_.violation = "a request did not end by its deadline";
+      outcomes_.violation = "a request did not end by its deadline: " + State();
     }
   });
 }
