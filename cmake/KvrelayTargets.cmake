@@ -64,8 +64,8 @@ function(kvrelay_discover target label)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
-  set(common DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 TEST_PREFIX "${target}." WORKING_DIRECTORY
-             "${PROJECT_SOURCE_DIR}")
+  set(common DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 NO_PRETTY_TYPES NO_PRETTY_VALUES
+             TEST_PREFIX "${target}." WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
   set(environment "${KVRELAY_TEST_ENVIRONMENT}")
   gtest_discover_tests(${target} ${common} TEST_FILTER "-Full*:*/Full*" PROPERTIES
                        LABELS ${label} TIMEOUT ${arg_TIMEOUT} ${environment} ${arg_PROPERTIES})
