@@ -6,10 +6,13 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tools/common/describe_text.h"
+
 namespace kvrelay::tools {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 Description Example() {
@@ -53,23 +56,31 @@ Description Example() {
                .state = "claimed",
                .kind = "prefix",
                .tokens = 256,
-               .readers = {"0b"},
+               .blocks = 16,
+               .readers = 1,
                .time_left_ms = -5}};
-  d.sessions = {{.id = "r1",
+  d.transports = {"mapped", "no ucx-packed: not asked for"};
+  d.sessions = {{.rank = 0,
+                 .number = 7,
                  .state = "pulling",
-                 .peer = "tcp://a:1",
-                 .path = "mapped",
-                 .bytes = 77,
-                 .age_ms = 3}};
-  d.peers = {{.engine_id = "0b",
+                 .peer = "prefill a rank 1",
+                 .tokens = 77,
+                 .blocks = 5}};
+  d.peers = {{.own_rank = 0,
+              .engine_id = "0b",
               .incarnation = "1",
-              .rank = 0,
+              .rank = 1,
               .endpoint = "tcp://a:1",
+              .state = "ready",
               .path = "mapped",
               .why = "same host",
               .rtt_ms = 0.25}};
   d.prefixes = {{.hash = "cc", .tokens = 256, .bytes = 65536, .references = 3, .hits = 15}};
-  d.prefill_workers = {{.endpoint = "tcp://a:1", .state = "ready", .outstanding_tokens = 99}};
+  d.prefill_workers = {{.endpoint = "tcp://a:1",
+                        .state = "ready",
+                        .why = "",
+                        .outstanding_tokens = 99,
+                        .failures = 0}};
   d.counters = {{"kvrelay_pulls_total{path=\"mapped\",outcome=\"ok\"}", 12}};
   return d;
 }
@@ -79,7 +90,7 @@ TEST(Describe, WhatIsWrittenIsRead) {
   const auto back = DescriptionFromJson(json);
   ASSERT_TRUE(back) << back.error().ToString();
   EXPECT_EQ(DescriptionToJson(*back), json);
-  EXPECT_EQ(back->leases[0].readers, std::vector<std::string>{"0b"});
+  EXPECT_EQ(back->leases[0].readers, 1U);
   EXPECT_EQ(back->leases[0].time_left_ms, -5);
 }
 
@@ -94,7 +105,7 @@ TEST(Describe, KeysAreThoseThatScriptsRead) {
   EXPECT_EQ(json["regions"][0]["exported"], "memfd");
   EXPECT_EQ(json["blocks"]["quarantine"], 0);
   EXPECT_EQ(json["leases"][0]["time_left_ms"], -5);
-  EXPECT_EQ(json["sessions"][0]["path"], "mapped");
+  EXPECT_EQ(json["sessions"][0]["number"], 7);
   EXPECT_EQ(json["peers"][0]["rtt_ms"], 0.25);
   EXPECT_EQ(json["prefixes"][0]["references"], 3);
   EXPECT_EQ(json["prefill_workers"][0]["outstanding_tokens"], 99);
@@ -113,6 +124,18 @@ TEST(Describe, OtherVersionsAreUnderstood) {
   ASSERT_TRUE(d) << d.error().ToString();
   EXPECT_EQ(d->engine.role, "prefill");
   EXPECT_EQ(d->blocks.total, 0U);
+}
+
+TEST(Describe, PeopleGetTablesOfWhatThereIs) {
+  const std::string text = DescriptionText(Example(), false);
+  EXPECT_THAT(text, HasSubstr("decode engine 0a  tcp://127.0.0.1:7601  ready, up 1 s\n"));
+  EXPECT_THAT(text, HasSubstr("  blocks: 12 used, 500 free, 0 in quarantine, 512 in all\n"));
+  EXPECT_THAT(text, HasSubstr("  1 of 2  0-3 of 4  2-3 of 4\n"));
+  EXPECT_THAT(text, HasSubstr("claimed     256      16        1       over  7f\n"));
+  EXPECT_THAT(text, HasSubstr("  --tp     2      flag\n"));
+  Description idle = Example();
+  idle.leases.clear();
+  EXPECT_THAT(DescriptionText(idle, false), Not(HasSubstr("leases")));
 }
 
 TEST(Describe, AWrongTypeIsNamed) {

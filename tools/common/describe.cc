@@ -76,24 +76,27 @@ void Visit(Visitor& v, Description::Lease& x) {
   v("state", x.state);
   v("kind", x.kind);
   v("tokens", x.tokens);
+  v("blocks", x.blocks);
   v("readers", x.readers);
   v("time_left_ms", x.time_left_ms);
 }
 template <typename Visitor>
 void Visit(Visitor& v, Description::Session& x) {
-  v("id", x.id);
+  v("rank", x.rank);
+  v("number", x.number);
   v("state", x.state);
   v("peer", x.peer);
-  v("path", x.path);
-  v("bytes", x.bytes);
-  v("age_ms", x.age_ms);
+  v("tokens", x.tokens);
+  v("blocks", x.blocks);
 }
 template <typename Visitor>
 void Visit(Visitor& v, Description::Peer& x) {
+  v("own_rank", x.own_rank);
   v("engine_id", x.engine_id);
   v("incarnation", x.incarnation);
   v("rank", x.rank);
   v("endpoint", x.endpoint);
+  v("state", x.state);
   v("path", x.path);
   v("why", x.why);
   v("rtt_ms", x.rtt_ms);
@@ -110,7 +113,9 @@ template <typename Visitor>
 void Visit(Visitor& v, Description::PrefillWorker& x) {
   v("endpoint", x.endpoint);
   v("state", x.state);
+  v("why", x.why);
   v("outstanding_tokens", x.outstanding_tokens);
+  v("failures", x.failures);
 }
 template <typename Visitor>
 void Visit(Visitor& v, Description& x) {
@@ -118,6 +123,7 @@ void Visit(Visitor& v, Description& x) {
   v("flags", x.flags);
   v("layout", x.layout);
   v("shards", x.shards);
+  v("transports", x.transports);
   v("regions", x.regions);
   v("blocks", x.blocks);
   v("leases", x.leases);

@@ -79,22 +79,27 @@ struct Description {
     std::string state;  // "offered", "claimed", "ending"
     std::string kind;   // "prompt", "prefix"
     uint64_t tokens = 0;
-    std::vector<std::string> readers;  // engine ids
-    int64_t time_left_ms = 0;          // until its TTL or cap, whichever is first
+    uint64_t blocks = 0;
+    uint64_t readers = 0;      // engines that claimed it
+    int64_t time_left_ms = 0;  // until its TTL or cap, whichever is first
   };
+  // One lease's tokens on their way into one rank.
   struct Session {
-    std::string id;  // request id
+    uint32_t rank = 0;
+    uint64_t number = 0;
     std::string state;
-    std::string peer;  // endpoint
-    std::string path;
-    uint64_t bytes = 0;  // to pull in all
-    uint64_t age_ms = 0;
+    std::string peer;  // "prefill tcp://127.0.0.1:7601 rank 0"
+    uint64_t tokens = 0;
+    uint64_t blocks = 0;
   };
+  // Another engine's rank as one of ours reaches it.
   struct Peer {
+    uint32_t own_rank = 0;
     std::string engine_id;
     std::string incarnation;
-    uint32_t rank = 0;  // of the peer
+    uint32_t rank = 0;
     std::string endpoint;
+    std::string state;  // "connecting", "ready"
     std::string path;   // "mapped", "ucx-packed"
     std::string why;    // why this path and none before it
     double rtt_ms = 0;  // last measured; 0: not yet
@@ -108,14 +113,17 @@ struct Description {
   };
   struct PrefillWorker {
     std::string endpoint;
-    std::string state;  // "ready", "unreachable", "set aside", "draining"
+    std::string state;  // "unknown", "ready", "unreachable", "incompatible", "draining"
+    std::string why;
     uint64_t outstanding_tokens = 0;
+    uint64_t failures = 0;  // in a row
   };
 
   Engine engine;
   std::vector<Flag> flags;
   Layout layout;
   std::vector<Shard> shards;
+  std::vector<std::string> transports;  // "mapped", "no ucx-packed: why", in order of preference
   std::vector<Region> regions;
   Blocks blocks;
   std::vector<Lease> leases;

@@ -76,6 +76,8 @@ void AddCache(Page& page, const Description& d) {
   page.Line("blocks: " + FormatCount(b.used) + " used, " + FormatCount(b.free) + " free, " +
             FormatCount(b.quarantine) + " in quarantine, " + FormatCount(b.total) + " in all");
 
+  page.Line("transports: " + Join(d.transports, "; "));
+
   Table shards({"rank", "layers", "KV heads"});
   for (const auto& s : d.shards) {
     shards.Row({std::to_string(s.rank) + " of " + std::to_string(s.tp),
@@ -93,19 +95,17 @@ void AddCache(Page& page, const Description& d) {
 }
 
 void AddLeases(Page& page, const Description& d) {
-  Table leases({"id", "kind", "state", ">tokens", ">time left", "epoch", "readers"});
+  Table leases({"id", "kind", "state", ">tokens", ">blocks", ">readers", ">time left", "epoch"});
   for (const auto& l : d.leases) {
-    std::vector<std::string> readers;
-    for (const std::string& reader : l.readers) readers.push_back(ShortId(reader));
-    leases.Row({ShortId(l.id), l.kind, l.state, FormatCount(l.tokens), TimeLeft(l.time_left_ms),
-                l.epoch, Join(readers, ", ")});
+    leases.Row({ShortId(l.id), l.kind, l.state, FormatCount(l.tokens), FormatCount(l.blocks),
+                FormatCount(l.readers), TimeLeft(l.time_left_ms), l.epoch});
   }
   page.List("leases", leases);
 
-  Table sessions({"request", "state", "path", ">bytes", ">age", "peer"});
+  Table sessions({">pull", ">rank", "state", ">tokens", ">blocks", "from"});
   for (const auto& s : d.sessions) {
-    sessions.Row({s.id, s.state, s.path, FormatBytes(s.bytes),
-                  FormatMillis(static_cast<double>(s.age_ms)), s.peer});
+    sessions.Row({std::to_string(s.number), std::to_string(s.rank), s.state, FormatCount(s.tokens),
+                  FormatCount(s.blocks), s.peer});
   }
   page.List("sessions", sessions);
 
@@ -118,16 +118,17 @@ void AddLeases(Page& page, const Description& d) {
 }
 
 void AddPeers(Page& page, const Description& d) {
-  Table peers({"engine", ">rank", "endpoint", "path", ">RTT", "why", "incarnation"});
+  Table peers({">own rank", "engine", ">rank", "endpoint", "state", "path", ">RTT", "why"});
   for (const auto& p : d.peers) {
-    peers.Row({ShortId(p.engine_id), std::to_string(p.rank), p.endpoint, p.path,
-               p.rtt_ms > 0 ? FormatMillis(p.rtt_ms) : "-", p.why, p.incarnation});
+    peers.Row({std::to_string(p.own_rank), ShortId(p.engine_id), std::to_string(p.rank), p.endpoint,
+               p.state, p.path, p.rtt_ms > 0 ? FormatMillis(p.rtt_ms) : "-", p.why});
   }
   page.List("peers", peers);
 
-  Table workers({"endpoint", "state", ">outstanding tokens"});
+  Table workers({"endpoint", "state", ">outstanding tokens", ">failures", "why"});
   for (const auto& w : d.prefill_workers) {
-    workers.Row({w.endpoint, w.state, FormatCount(w.outstanding_tokens)});
+    workers.Row(
+        {w.endpoint, w.state, FormatCount(w.outstanding_tokens), FormatCount(w.failures), w.why});
   }
   page.List("prefill workers", workers);
 }
