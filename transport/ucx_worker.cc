@@ -1,8 +1,10 @@
 #include "transport/ucx_worker.h"
 
+#include <dlfcn.h>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <sys/socket.h>
+#include <ucm/api/ucm.h>
 #include <ucs/config/global_opts.h>
 
 #include <mutex>
@@ -164,3 +166,16 @@ ucs_status_t UcxWorker::Receive(void* self, const void* header, size_t header_by
 }
 
 }  // namespace kvrelay::transport
+
+// UCX calls this from its constructor, before main. On the way through here it is told not to patch
+// mmap, munmap and their like in the machine code of libc, which takes it 0.4 s in every process
+// that links it, the command line included. It would want to see mappings come and go for
+// registered memory; TCP registers none. (In a process that loads us as a plugin UCX finds its own
+// function.)
+extern "C" void ucm_set_global_opts(const ucm_global_config_t* options) {
+  using Function = void (*)(const ucm_global_config_t*);
+  const auto original = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "ucm_set_global_opts"));
+  ucm_global_config_t changed = *options;
+  changed.mmap_hook_mode = UCM_MMAP_HOOK_NONE;
+  original(&changed);
+}
