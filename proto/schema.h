@@ -378,7 +378,8 @@ template <>
 struct Schema<PrefillReply> {
   static constexpr std::string_view kName = "PREFILL_REPLY";
   static constexpr auto kFields = std::tuple{
-      Any("ticket", &PrefillReply::ticket), Any("finished", &PrefillReply::finished),
+      Any("accepted", &PrefillReply::accepted), Any("ticket", &PrefillReply::ticket),
+      Any("finished", &PrefillReply::finished),
       Any("queue_ms", &PrefillReply::queue_ms), Any("compute_ms", &PrefillReply::compute_ms),
       Any("prefix_hit", &PrefillReply::prefix_hit)};
 };
