@@ -3,9 +3,9 @@
 
   models/train.py --text text/documents.jsonl --out models/bard-4m
 
-Needs PyTorch, transformers and safetensors; matplotlib draws the loss if it is there. A few minutes
-on one current GPU; `--steps 5 --batch 2 --context 128` is a trial run on a CPU. collect_text.py says
-where the text comes from.
+Needs PyTorch, transformers and safetensors; matplotlib draws the loss if it is there. About two
+minutes on one current GPU; `--steps 5 --batch 4 --context 128` is a trial run on a CPU.
+collect_text.py says where the text comes from.
 
 The network is written out below instead of taken from transformers because it needs dropout on the
 residual branches (the text is seen some fifty times), and because it compiles to fewer kernels. Its
@@ -112,7 +112,8 @@ class Llama(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 last_of_branch = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * LAYERS) if last_of_branch else 1))
+                scale = 1 / math.sqrt(2 * LAYERS) if last_of_branch else 1
+                nn.init.normal_(parameter, std=0.02 * scale)
 
     def forward(self, ids, targets=None):
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
@@ -144,27 +145,30 @@ def load_text(path):
 
 
 class Windows:
-    """Random training windows: half begin at any byte, half at a line, with BOS before it.
+    """Random training windows: a quarter begin with a document, a quarter with any line and BOS
+    before it, the rest at any byte.
 
-    So the model can continue text that begins in the middle of a document, with or without BOS.
+    So the model can begin a document, and continue text from the middle of one with BOS or without.
     """
 
     def __init__(self, stream, device, seed):
         self.stream = stream.to(device)
+        self.beginnings = (self.stream == BOS).nonzero().flatten()
         self.newlines = (self.stream == ord("\n") + FIRST_BYTE).nonzero().flatten()
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
-    def draw(self, batch, length):
-        def below(limit, count):
-            return torch.randint(limit, (count,), device=self.stream.device, generator=self.generator)
+    def below(self, limit, count):
+        return torch.randint(limit, (count,), device=self.stream.device, generator=self.generator)
 
-        last = len(self.stream) - length - 1
-        start = below(last, batch)
-        lines = self.newlines[below(len(self.newlines), batch // 2)]
-        start[: batch // 2] = lines.clamp(max=last - 1)
-        offsets = torch.arange(length + 1, device=self.stream.device)
-        window = self.stream[start[:, None] + offsets].long()
-        window[: batch // 2, 0] = BOS
+    def draw(self, batch, length):
+        some = batch // 4
+        start = torch.cat((
+            self.beginnings[self.below(len(self.beginnings), some)],
+            self.newlines[self.below(len(self.newlines), some)],
+            self.below(len(self.stream), batch - 2 * some)))
+        start = start.clamp(max=len(self.stream) - length - 1)
+        window = self.stream[start[:, None] + torch.arange(length + 1, device=start.device)].long()
+        window[: 2 * some, 0] = BOS
         return window[:, :-1], window[:, 1:]
 
 
@@ -197,7 +201,7 @@ def save(model, folder):
         rope_parameters={"rope_type": "default", "rope_theta": THETA}, tie_word_embeddings=True,
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=BOS)
     hf = LlamaForCausalLM(config)
-    weights = {"model." + name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {"model." + name: t.detach().cpu() for name, t in model.state_dict().items()}
     missing, unexpected = hf.load_state_dict(weights, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected, (missing, unexpected)
     hf.tie_weights()
@@ -213,7 +217,8 @@ def continue_text(hf, prompt, new_tokens, temperature, seed):
     ids = torch.tensor([[BOS] + encode(prompt)], device=hf.device)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {
         "do_sample": False}
-    out = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, **sampling)
+    out = hf.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, **sampling)
     ids = [i for i in out[0].tolist() if i >= FIRST_BYTE]
     return bytes(i - FIRST_BYTE for i in ids).decode(errors="replace")
 
@@ -299,7 +304,8 @@ def main():
     step = 0
     while step < steps:
         progress = step / max(1, steps)
-        rate = args.rate * min(1, (step + 1) / warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+        rate = args.rate * min(1, (step + 1) / warmup)
+        rate *= 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
         total += train_step(forward)
@@ -325,7 +331,7 @@ def main():
             model.train()
             for name, loss in losses.items():
                 log["held_out_loss"][name].append([step, round(loss, 4)])
-            print(f"step {step} {time.time() - started:.0f} s, training {log['train_loss'][-1][1]}, "
+            print(f"step {step}, {time.time() - started:.0f} s: {log['train_loss'][-1][1]}, "
                   f"held out { {n: round(l, 4) for n, l in losses.items()} }", flush=True)
             if sum(losses.values()) <= best:
                 best, best_step = sum(losses.values()), step
@@ -345,7 +351,8 @@ def main():
     for name, stream in streams.items():
         loss, by_position = held_out_loss(
             lambda ids: hf(ids).logits, stream, device, args.context, lambda: torch.no_grad())
-        final[name] = {"nats_per_byte": round(loss, 4), "bits_per_byte": round(loss / math.log(2), 4)}
+        final[name] = {
+            "nats_per_byte": round(loss, 4), "bits_per_byte": round(loss / math.log(2), 4)}
         edges = [e for e in (0, 16, 128, 512, 1024, 1536, 2048) if e <= args.context]
         position[name] = {f"{a}-{b}": round(by_position[a:b].mean().item(), 4)
                           for a, b in zip(edges, edges[1:])}
@@ -365,7 +372,8 @@ def main():
                       "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"},
         "arguments": {k: v for k, v in vars(args).items() if k not in ("text", "out")},
         "steps": steps, "tokens_seen": steps * args.batch * args.context,
-        "training_tokens": len(train.stream), "held_out_tokens": {n: len(s) for n, s in streams.items()},
+        "training_tokens": len(train.stream),
+        "held_out_tokens": {name: len(s) for name, s in streams.items()},
         "seconds": round(seconds, 1), "saved_step": best_step, "saved_model": final,
         "saved_model_nats_by_position": position,
         "largest_logit_difference_to_transformers": difference, **log}
@@ -376,9 +384,10 @@ def main():
         draw_plot(log, os.path.join(args.out, "loss.png"))
     except ImportError:
         print("no matplotlib, no plot")
-    for prompt in ("HAMLET, PRINCE OF DENMARK\n\n", "And the LORD said unto ", "KING HENRY.\n"):
+    for prompt in ("HAMLET, PRINCE OF DENMARK\n\n", "Genesis 51\n\n", "And the LORD said unto"):
         for temperature in (0, 0.8):
-            print(f"--- temperature {temperature}\n{continue_text(hf, prompt, 300, temperature, 7)}")
+            text = continue_text(hf, prompt, 300, temperature, 7)
+            print(f"--- temperature {temperature}\n{text}")
 
 
 if __name__ == "__main__":
