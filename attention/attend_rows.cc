@@ -237,8 +237,8 @@ void AppendItems(const RowItem& rows, uint32_t group, std::vector<RowItem>& item
       done += count;
       packed += count;
       const int64_t last_sees = segment.first_visible + done - 1;
-      next.run.keys = static_cast<uint32_t>(
-          std::clamp<int64_t>(last_sees, next.run.keys, std::max(next.run.keys, rows.run.keys)));
+      next.run.keys =
+          static_cast<uint32_t>(std::clamp<int64_t>(last_sees, next.run.keys, rows.run.keys));
       if (packed == most) {
         items.push_back(next);
         next.segments.clear();
