@@ -256,9 +256,11 @@ struct Prefill {
   ContentHash model;
   uint32_t timeout_ms = 0;
 };
-// First reply (more): the ticket, at once. Second: the KV of every token is published.
+// First reply (more): accepted, at once. Second (more): admitted, with the ticket. Third: the KV of
+// every token is published.
 struct PrefillReply {
-  Ticket ticket;  // first reply only
+  bool accepted = false;  // first reply only
+  Ticket ticket;          // second reply only
   bool finished = false;
   double queue_ms = 0;
   double compute_ms = 0;

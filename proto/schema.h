@@ -378,10 +378,9 @@ template <>
 struct Schema<PrefillReply> {
   static constexpr std::string_view kName = "PREFILL_REPLY";
   static constexpr auto kFields = std::tuple{
-      Any("accepted", &PrefillReply::accepted), Any("ticket", &PrefillReply::ticket),
-      Any("finished", &PrefillReply::finished),
-      Any("queue_ms", &PrefillReply::queue_ms), Any("compute_ms", &PrefillReply::compute_ms),
-      Any("prefix_hit", &PrefillReply::prefix_hit)};
+      Any("accepted", &PrefillReply::accepted),     Any("ticket", &PrefillReply::ticket),
+      Any("finished", &PrefillReply::finished),     Any("queue_ms", &PrefillReply::queue_ms),
+      Any("compute_ms", &PrefillReply::compute_ms), Any("prefix_hit", &PrefillReply::prefix_hit)};
 };
 template <>
 struct Schema<Generate> {
