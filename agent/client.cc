@@ -44,10 +44,12 @@ Result<std::string> Client::Stream(proto::Type type, std::string body, Duration 
   EventLoop& loop = state_->loop;
   std::optional<Result<std::string>> result;
   Rpc::CallId call = 0;
+  EventLoop::WatchId watch = 0;
 
   const auto finish = [&](Result<std::string> outcome) {
     if (result) return;
     result = std::move(outcome);
+    loop.Unwatch(watch);  // in the loop: outside of it the next call may be another thread's
     loop.Stop();
   };
   const auto give_up = [&](Status status) {
@@ -55,7 +57,7 @@ Result<std::string> Client::Stream(proto::Type type, std::string body, Duration 
     state_->rpc->Abandon(call);
     finish(Error(std::move(status)));
   };
-  const EventLoop::WatchId watch = loop.WatchFd(state_->interrupt.get(), [&] {
+  watch = loop.WatchFd(state_->interrupt.get(), [&] {
     internal::ClearEventFd(state_->interrupt.get());
     give_up({Code::kCancelled, "interrupted"});
   });
@@ -67,7 +69,6 @@ Result<std::string> Client::Stream(proto::Type type, std::string body, Duration 
                              }
                            });
   loop.Run();
-  loop.Unwatch(watch);
   return *std::move(result);
 }
 

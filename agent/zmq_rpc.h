@@ -35,6 +35,7 @@ class ZmqRpc final : public Rpc {
   // Open DEALERs.
   size_t connections() const { return dialer_.connections(); }
 
+  // As in Rpc; without `listen` nobody asks.
   void Handle(proto::Type type, Handler handler) override;
   CallId Call(const std::string& endpoint, proto::Type type, std::string body, TimePoint deadline,
               OnReply on_reply) override;

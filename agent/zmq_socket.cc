@@ -18,6 +18,9 @@ namespace {
 constexpr int kMaxSockets = 16384;
 // We never let ZeroMQ reconnect by itself (see zmq_dialer.h): a new try is a new socket.
 constexpr int kNeverReconnectMs = 3600 * 1000;
+// Messages per connection that wait for us; then TCP holds the sender back. Bounds what a flood
+// costs: this times 8 MiB.
+constexpr int kReceiveQueue = 64;
 // Unacknowledged bytes on a dead network break the connection after this.
 constexpr int kTcpRetransmitMs = 10'000;
 
@@ -69,7 +72,7 @@ Result<ZmqSocket> ZmqSocket::Create(std::shared_ptr<ZmqContext> context, int typ
   std::vector<Setting> settings = {
       {ZMQ_LINGER, Ms(options.linger)},
       {ZMQ_SNDHWM, options.queue_messages},
-      {ZMQ_RCVHWM, options.queue_messages},
+      {ZMQ_RCVHWM, kReceiveQueue},
       {ZMQ_HANDSHAKE_IVL, Ms(options.handshake)},
       {ZMQ_CONNECT_TIMEOUT, Ms(options.handshake)},
       {ZMQ_HEARTBEAT_IVL, Ms(options.heartbeat)},
@@ -115,7 +118,6 @@ Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
     const int on = 1;
     zmq_setsockopt(socket_, ZMQ_IPV6, &on, sizeof(on));
   }
-  // "*" and "0" both mean any port; ZeroMQ knows them as "*" and, since 4, "0".
   if (zmq_bind(socket_, endpoint.c_str()) != 0) {
     const bool taken = zmq_errno() == EADDRINUSE;
     return Error(Code::kInvalidArgument,

@@ -34,7 +34,7 @@ struct ZmqSocketOptions {
   Duration silence = Millis(4000);
   Duration handshake = Millis(3000);  // a connection that is not speaking ZeroMQ by then is closed
   Duration linger{0};                 // how long closing waits for messages on their way out
-  int queue_messages = 16384;         // per peer and direction; more: sends fail at once
+  int queue_messages = 16384;         // on their way to one peer; more: sends fail at once
 };
 
 // One message: its frames, and where it came from.

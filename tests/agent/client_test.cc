@@ -127,6 +127,15 @@ TEST(Client, InterruptEndsTheCallOnBothSides) {
   EXPECT_EQ(client.Call(Type::kPrefill, "", Millis(30'000)).error().code(), Code::kCancelled);
 }
 
+TEST(Client, MayGoFromThreadToThread) {
+  const ServerThread server;
+  Client client = ConnectTo(server.endpoint());
+  const auto call = [&] { EXPECT_TRUE(client.Call(Type::kPing, "", Millis(5000)).has_value()); };
+  std::thread(call).join();
+  std::thread(call).join();
+  call();
+}
+
 TEST(Client, LeavingCancelsToo) {
   const ServerThread server;
   {
