@@ -46,10 +46,9 @@ struct Job {
   uint64_t bytes = 0;
   bool stream = false;
 
-  // The first unit that starts at byte `offset` of the job or later.
-  uint64_t UnitFrom(uint64_t offset) const {
-    const uint64_t in_run = offset % run_bytes;
-    return offset / run_bytes * pieces + std::min((in_run + kPiece - 1) / kPiece, pieces);
+  // The unit that holds byte `offset` of the job; the number of units at its end.
+  uint64_t UnitAt(uint64_t offset) const {
+    return offset / run_bytes * pieces + offset % run_bytes / kPiece;
   }
 };
 
@@ -188,8 +187,8 @@ void ExecuteCopy(const CopyPlan& plan, std::span<const std::byte* const> src_reg
     auto job = std::upper_bound(jobs.begin(), jobs.end(), begin,
                                 [](uint64_t at, const Job& job) { return at < job.first_byte; });
     for (--job; job != jobs.end() && job->first_byte < end; ++job) {
-      const uint64_t from = job->UnitFrom(std::max(begin, job->first_byte) - job->first_byte);
-      const uint64_t to = job->UnitFrom(std::min(end - job->first_byte, job->bytes));
+      const uint64_t from = job->UnitAt(std::max(begin, job->first_byte) - job->first_byte);
+      const uint64_t to = job->UnitAt(std::min(end - job->first_byte, job->bytes));
       if (from < to) (job->stream ? kernel.stream : kernel.copy)(*job, from, to);
     }
   };

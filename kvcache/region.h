@@ -1,4 +1,5 @@
-// A registered span of memory and the handle by which another process on this host can map it, read-only.
+// A registered span of memory and the handle by which another process on this host can map it,
+// read-only.
 #pragma once
 
 #include <cstddef>
@@ -14,16 +15,18 @@ namespace kvrelay {
 
 enum class DeviceKind : uint8_t { kCpu = 0, kCuda = 1 };
 
-// Memory that we allocated. Host memory is a memfd: CLOEXEC, MADV_DONTFORK, size sealed against shrink and grow (no SIGBUS by
-// truncation), future writes through other mappings sealed. Move-only; unmaps and closes in its destructor.
+// Memory that we allocated. Host memory is a memfd: CLOEXEC, MADV_DONTFORK, size sealed against
+// shrink and grow (no SIGBUS by truncation), future writes through other mappings sealed.
+// Move-only; unmaps and closes in its destructor.
 class Region {
  public:
-  // `name` shows in /proc/*/maps. Rounds up to whole pages; zero-filled; asks for huge pages and goes without.
-  // kResourceExhausted names the bytes asked and available.
+  // `name` shows in /proc/*/maps. Rounds up to whole pages; zero-filled; asks for huge pages and
+  // goes without. All of it is committed before the call returns, so that a shortage is an error
+  // here: kResourceExhausted, with the bytes asked and available, and never a SIGBUS later.
   static Result<Region> AllocateHost(uint64_t bytes, const std::string& name);
 
   std::byte* data() const;
-  uint64_t bytes() const;     // as asked
+  uint64_t bytes() const;  // as asked
   DeviceKind device() const { return DeviceKind::kCpu; }
   const std::string& name() const { return name_; }
   // A descriptor of the same memory, opened read-only, for SCM_RIGHTS.
@@ -40,7 +43,8 @@ class Region {
 // A peer's region mapped into this process, read-only.
 class MappedRegion {
  public:
-  // Checks that the file is at least `bytes` long and sealed against shrinking before it maps. Takes the descriptor.
+  // Checks that the file is at least `bytes` long and sealed against shrinking before it maps.
+  // Takes the descriptor.
   static Result<MappedRegion> Map(UniqueFd fd, uint64_t bytes);
   const std::byte* data() const;
   uint64_t bytes() const;

@@ -1,6 +1,7 @@
 #include "kvcache/shard.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace kvrelay {
@@ -31,7 +32,7 @@ std::string PartName(std::string_view what, uint64_t begin, uint64_t count, uint
 struct LayerRange {
   uint64_t begin = 0;
   uint64_t end = 0;
-  auto operator<=>(const LayerRange&) const = default;
+  bool operator==(const LayerRange&) const = default;
 };
 
 LayerRange Layers(const KvShard& shard) {
@@ -56,7 +57,9 @@ Result<std::vector<LayerRange>> Stages(const KvShard& reader, std::span<const Kv
     const LayerRange has = Layers(owner);
     if (has.begin < need.end && need.begin < has.end) stages.push_back(has);
   }
-  std::sort(stages.begin(), stages.end());
+  std::sort(stages.begin(), stages.end(), [](const LayerRange& a, const LayerRange& b) {
+    return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
+  });
   stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
   uint64_t next = need.begin;
   for (const LayerRange& stage : stages) {

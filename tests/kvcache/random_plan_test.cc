@@ -156,10 +156,15 @@ void PullPacked(Random& random, const TestCache& owner, TableView owner_table, T
   ASSERT_EQ(at, truth.size());
 }
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int kScenes = 2000;
+#else
+constexpr int kScenes = 20000;
+#endif
+
 TEST(RandomPlan, PullsMoveExactlyTheRowsOfTheReader) {
   const uint64_t seed = TestSeed();
   int pulls = 0;
-  constexpr int kScenes = 20000;
   for (int i = 0; i < kScenes; ++i) {
     SCOPED_TRACE(testing::Message() << "KVRELAY_SEED=" << seed << " scene " << i);
     Random random(seed + static_cast<uint64_t>(i));

@@ -17,6 +17,15 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+bool KernelSealsFutureWrites() {
+  const UniqueFd fd(::memfd_create("probe", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  return ::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0;
+}
+
 UniqueFd Duplicate(int fd) { return UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
 
 TEST(Region, IsZeroFilledWritableAndNamed) {
@@ -77,7 +86,7 @@ TEST(Region, EvenReopenedForWritingItsSizeAndFutureWritesAreSealed) {
   if (!writable.valid()) GTEST_SKIP() << "this user may not reopen a memfd";
   EXPECT_NE(::ftruncate(writable.get(), 0), 0);
   EXPECT_NE(::ftruncate(writable.get(), 16384), 0);
-  if ((seals & 0x10 /* F_SEAL_FUTURE_WRITE */) == 0) GTEST_SKIP() << "this kernel lacks the seal";
+  if (!KernelSealsFutureWrites()) GTEST_SKIP() << "this kernel lacks the seal";
   EXPECT_EQ(::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, writable.get(), 0),
             MAP_FAILED);
   EXPECT_EQ(errno, EPERM);
