@@ -2,18 +2,18 @@
 
 namespace kvrelay::agent {
 
-void Counters::Add(const std::string& name, uint64_t n) {
+void Counters::Add(const std::string& name, double amount) {
   const std::lock_guard lock(mutex_);
-  values_[name] += n;
+  values_[name] += amount;
 }
 
-uint64_t Counters::Get(const std::string& name) const {
+double Counters::Get(const std::string& name) const {
   const std::lock_guard lock(mutex_);
   const auto it = values_.find(name);
   return it == values_.end() ? 0 : it->second;
 }
 
-std::map<std::string, uint64_t> Counters::Snapshot() const {
+std::map<std::string, double> Counters::Snapshot() const {
   const std::lock_guard lock(mutex_);
   return values_;
 }

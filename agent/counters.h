@@ -2,7 +2,6 @@
 // "kvrelay_pulls_total{path=\"mapped\",outcome=\"ok\"}".
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <mutex>
 #include <string>
@@ -12,13 +11,13 @@ namespace kvrelay::agent {
 // Any thread.
 class Counters {
  public:
-  void Add(const std::string& name, uint64_t n = 1);
-  uint64_t Get(const std::string& name) const;
-  std::map<std::string, uint64_t> Snapshot() const;
+  void Add(const std::string& name, double amount = 1);
+  double Get(const std::string& name) const;
+  std::map<std::string, double> Snapshot() const;
 
  private:
   mutable std::mutex mutex_;
-  std::map<std::string, uint64_t> values_;
+  std::map<std::string, double> values_;
 };
 
 }  // namespace kvrelay::agent

@@ -147,11 +147,6 @@ void EngineAgent::Probe(const std::string& endpoint, Duration pause) {
       });
 }
 
-void EngineAgent::SetDraining() {
-  draining_ = true;
-  owner_->RefuseOffers();
-}
-
 std::shared_ptr<Load> EngineAgent::StartLoad(LoadRequest request, Load::Events events) {
   auto load =
       std::make_shared<Load>(*reader_, *prefix_table_, std::move(request), std::move(events));

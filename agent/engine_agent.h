@@ -88,8 +88,8 @@ class EngineAgent {
   std::shared_ptr<Load> StartLoad(LoadRequest request, Load::Events events);
   std::shared_ptr<Fetch> StartFetch(FetchRequest request,
                                     std::function<void(Result<FetchResult>)> finished);
-  // Peers hear of it from their next probe; offers are refused.
-  void SetDraining();
+  // Peers hear of it with their next probe, and send no more requests.
+  void SetDraining() { draining_ = true; }
 
  private:
   EngineAgent(EngineAgentOptions options, std::shared_ptr<BlockPool> pool);

@@ -45,7 +45,6 @@ void Fetch::Try() {
   }
   ++tries_;
   trying_ = true;
-  prefill_finished_ = false;
   failure_ = Status::Ok();
   endpoint_ = *endpoint;
   tried_.insert(endpoint_);
@@ -60,12 +59,13 @@ void Fetch::Try() {
                        [weak = weak_from_this()](const Result<std::string>& body, bool more) {
                          if (const auto self = weak.lock()) self->OnPrefillReply(body, more);
                        });
-  timer_ = env.clock.CallAfter(options_.offer_timeout, [self = shared_from_this()] {
+  timer_ = env.clock.CallAfter(options_.accept_timeout, [self = shared_from_this()] {
     self->timer_ = 0;
-    self->EndTry({Code::kPeerUnreachable,
-                  "prefill " + self->endpoint_ + " did not offer a lease in " +
-                      std::to_string(static_cast<int64_t>(ToMillis(self->options_.offer_timeout))) +
-                      " ms"});
+    self->EndTry(
+        {Code::kPeerUnreachable,
+         "prefill " + self->endpoint_ + " did not accept the request in " +
+             std::to_string(static_cast<int64_t>(ToMillis(self->options_.accept_timeout))) +
+             " ms"});
   });
 }
 
@@ -100,9 +100,12 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
                                       : Result<proto::PrefillReply>(tl::unexpected(body.error()));
   if (!reply.has_value()) return EndTry(reply.error().Wrap("prefill " + endpoint_));
   Env& env = context_.env;
-  if (!load_ && !prefill_finished_) {
-    if (Status status = CheckTicket(reply->ticket); !status.ok()) return EndTry(status);
+  if (reply->accepted) {  // from here on a worker that hangs is noticed by its broken connection
     env.clock.Cancel(std::exchange(timer_, 0));
+    return;
+  }
+  if (!load_) {
+    if (Status status = CheckTicket(reply->ticket); !status.ok()) return EndTry(status);
     load_ = std::make_shared<Load>(
         context_, prefixes_,
         LoadRequest{
@@ -113,7 +116,6 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
     load_->Start();
   }
   if (!reply->finished) return;
-  prefill_finished_ = true;
   ready_at_ = env.clock.Now();
   result_.queue_ms = reply->queue_ms;
   result_.compute_ms = reply->compute_ms;

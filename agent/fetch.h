@@ -35,7 +35,7 @@ struct FetchResult {
 
 struct FetchOptions {
   int max_retries = 2;
-  Duration offer_timeout =
+  Duration accept_timeout =
       Millis(5000);  // a prefill worker offers at once; silence means that it hangs
   Duration load_timeout =
       Millis(30'000);  // from the finished prefill to the KV here (--pull_timeout_ms)
@@ -81,7 +81,6 @@ class Fetch : public std::enable_shared_from_this<Fetch> {
   Clock::TimerId deadline_timer_ = 0;
   std::shared_ptr<Load> load_;
   bool trying_ = false;
-  bool prefill_finished_ = false;
   TimePoint ready_at_;
   Status failure_;
   FetchResult result_;

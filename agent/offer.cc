@@ -50,13 +50,8 @@ void OwnerLeader::OnRankRestarted(size_t rank) {
 }
 
 void OwnerLeader::Offer(OfferRequest request, std::function<void(Result<LeaseId>)> offered) {
-  Status refusal;
-  if (draining_) {
-    refusal = Status(Code::kDraining, "the prefill worker is shutting down");
-  } else if (leases_.size() >= options_.max_leases) {
-    refusal = Status(Code::kOverloaded, std::to_string(leases_.size()) + " leases are live");
-  }
-  if (!refusal.ok()) {
+  if (leases_.size() >= options_.max_leases) {
+    const Status refusal(Code::kOverloaded, std::to_string(leases_.size()) + " leases are live");
     env_.clock.CallAfter({}, [offered = std::move(offered), refusal] { offered(Error(refusal)); });
     return;
   }

@@ -55,8 +55,7 @@ class OwnerLeader {
   void MarkFinished(const LeaseId& lease);
   // The engine withdraws a lease: prefill failed or was cancelled. Unknown ids are ignored.
   void Withdraw(const LeaseId& lease, const std::string& reason);
-  // Draining: new offers are refused with kDraining; `WithdrawAll` ends what is left.
-  void RefuseOffers() { draining_ = true; }
+  // How many there were.
   size_t WithdrawAll(const std::string& reason);
 
   struct LeaseInfo {
@@ -114,7 +113,6 @@ class OwnerLeader {
   Env& env_;
   RankLinks& ranks_;
   const OwnerOptions options_;
-  bool draining_ = false;
   std::unordered_map<LeaseId, Lease> leases_;
   // Why leases ended lately, for the message to a reader that comes late. Oldest out.
   std::unordered_map<LeaseId, std::string> ended_;

@@ -60,7 +60,7 @@ void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration ho
   active->fetch = std::make_shared<agent::Fetch>(
       *context_, *prefixes_, *prefills_,
       agent::FetchOptions{
-          .max_retries = 2, .offer_timeout = Millis(1500), .load_timeout = Millis(3000)},
+          .max_retries = 2, .accept_timeout = Millis(1500), .load_timeout = Millis(3000)},
       std::move(request), [this, active, hold, id](const Result<agent::FetchResult>& result) {
         active->over = true;
         OnFetched(id, active, result);

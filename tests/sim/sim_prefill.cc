@@ -94,6 +94,9 @@ void SimPrefill::OnPrefill(std::string_view body, const agent::ResponderPtr& res
   auto blocks = Take(prompt.own_tokens);
   if (!blocks.has_value()) return responder->Fail(blocks.error());
   job->blocks = std::move(*blocks);
+  proto::PrefillReply accepted;
+  accepted.accepted = true;
+  responder->Reply(proto::Encode(accepted), true);
   job->offers_left = job->prefix ? 2 : 1;
   if (job->prefix) {
     owner_->Offer({.blocks = job->prefix->blocks.Share(),

@@ -1,0 +1,216 @@
+#include "engine/decode_worker.h"
+
+#include <glog/logging.h>
+
+#include <utility>
+
+#include "base/random.h"
+#include "engine/fingerprint.h"
+#include "proto/codec.h"
+
+namespace kvrelay::engine {
+namespace {
+
+std::string MakeRequestId() { return RandomId<LeaseId>().ToHex().substr(0, 16); }
+
+}  // namespace
+
+DecodeWorker::DecodeWorker(Engine& engine, agent::EngineAgent& agent)
+    : engine_(engine), agent_(agent) {
+  agent_.rpc().Handle(proto::Type::kGenerate,
+                      [this](std::string_view body, const agent::ResponderPtr& responder) {
+                        OnGenerate(body, responder);
+                      });
+  agent_.rpc().Handle(proto::Type::kCancel,
+                      [this](std::string_view body, const agent::ResponderPtr& responder) {
+                        OnCancelRequest(body, responder);
+                      });
+}
+
+void DecodeWorker::Drain() {
+  draining_ = true;
+  agent_.SetDraining();
+}
+
+size_t DecodeWorker::EndAll() {
+  const std::unordered_map<RequestNumber, ActivePtr> requests = requests_;
+  for (const auto& [number, active] : requests) {
+    End(active, {Code::kDraining, "the decode worker shut down before the answer was complete"});
+  }
+  return requests.size();
+}
+
+void DecodeWorker::OnGenerate(std::string_view body, const agent::ResponderPtr& responder) {
+  auto generate = proto::Decode<proto::Generate>(body);
+  if (!generate.has_value()) return responder->Fail(generate.error());
+  auto active = std::make_shared<Active>(engine_.tokenizer());
+  active->responder = responder;
+  active->request_id =
+      generate->request_id.empty() ? MakeRequestId() : std::move(generate->request_id);
+  if (Status status = Submit(active, std::move(*generate)); !status.ok()) {
+    active->over = true;
+    agent_.counters().Add("kvrelay_requests_total{role=\"decode\",outcome=\"" +
+                          std::string(CodeName(status.code())) + "\"}");
+    return responder->Fail(status);
+  }
+  requests_[active->number] = active;
+  responder->OnCancel([this, active] { End(active, {Code::kCancelled, "the client left"}); });
+}
+
+Status DecodeWorker::Submit(const ActivePtr& active, proto::Generate generate) {
+  if (draining_) return {Code::kDraining, "decode " + agent_.endpoint() + " is shutting down"};
+  if (!generate.prompt_text.empty() || !generate.system_text.empty()) {
+    auto ids = engine_.tokenizer().Encode(generate.system_text, generate.prompt_text);
+    if (!ids.has_value()) return ids.error();
+    generate.system_ids = std::move(ids->system_ids);
+    generate.token_ids = std::move(ids->token_ids);
+  }
+  Request request;
+  request.kind = RequestKind::kDecode;
+  request.system_ids = generate.system_ids;
+  request.token_ids = generate.token_ids;
+  request.max_new_tokens = generate.max_new_tokens;
+  request.sampling = {
+      .temperature = generate.temperature, .top_p = generate.top_p, .seed = generate.seed};
+  request.stop_ids = std::move(generate.stop_ids);
+  request.ignore_eos = generate.ignore_eos;
+  request.deadline = agent_.env().clock.Now() + Millis(generate.timeout_ms);
+  active->system_ids = std::move(generate.system_ids);
+  active->token_ids = std::move(generate.token_ids);
+  active->deadline = request.deadline;
+  // From the engine's thread to ours, in order.
+  request.on_admitted = [this, active](RequestNumber, Admission admission) {
+    agent_.Post([this, active, held = std::make_shared<Admission>(std::move(admission))] {
+      OnAdmitted(active, held);
+    });
+  };
+  request.on_tokens = [this, active](RequestNumber, std::span<const uint32_t> ids) {
+    agent_.Post([this, active, copy = std::vector<uint32_t>(ids.begin(), ids.end())] {
+      OnTokens(active, copy);
+    });
+  };
+  request.on_done = [this, active](RequestNumber, const Outcome& outcome) {
+    agent_.Post([this, active, outcome] { OnDone(active, outcome); });
+  };
+  auto number = engine_.Submit(std::move(request));
+  if (!number.has_value()) return number.error();
+  active->number = *number;
+  return Status::Ok();
+}
+
+void DecodeWorker::OnAdmitted(const ActivePtr& active,
+                              const std::shared_ptr<Admission>& admission) {
+  if (active->over) return;
+  std::vector<uint32_t> prompt = active->system_ids;
+  prompt.insert(prompt.end(), active->token_ids.begin(), active->token_ids.end());
+  agent::FetchRequest request{
+      .request_id = active->request_id,
+      .system_ids = std::move(active->system_ids),
+      .token_ids = std::move(active->token_ids),
+      .prompt_hash = PromptHash(engine_.fingerprint(), prompt),
+      .prefix_hash = admission->prefix_tokens > 0 ? admission->prefix_hash : ContentHash{},
+      .prefix_tokens = admission->prefix_tokens,
+      .blocks = [admission] { return admission->blocks.Share(); },
+      .deadline = active->deadline};
+  active->fetch = agent_.StartFetch(
+      std::move(request),
+      [this, active](const Result<agent::FetchResult>& result) { OnFetched(active, result); });
+}
+
+void DecodeWorker::OnFetched(const ActivePtr& active, const Result<agent::FetchResult>& result) {
+  active->fetch.reset();
+  if (active->over) return;
+  if (!result.has_value()) return End(active, result.error());
+  const agent::LoadResult& load = result->load;
+  active->transfer = {.path = load.own.path,
+                      .prefill = result->prefill,
+                      .retries = result->retries,
+                      .bytes_pulled = load.own.bytes,
+                      .prefix_bytes_pulled = load.prefix_bytes,
+                      .prefix_hit = load.prefix_hit,
+                      .prefill_ms = result->queue_ms + result->compute_ms,
+                      .handshake_ms = load.own.handshake_ms,
+                      .pull_ms = load.own.pull_ms};
+  CountTransfer(active->transfer);
+  engine_.Begin(active->number,
+                {.prefix = load.prefix, .prefix_progress = {}, .prompt_progress = {}});
+}
+
+void DecodeWorker::CountTransfer(const TransferSummary& transfer) {
+  agent::Counters& counters = agent_.counters();
+  const std::string path = "kvrelay_pull_bytes_total{path=\"" + transfer.path + "\",kind=";
+  counters.Add(path + "\"suffix\"}", static_cast<double>(transfer.bytes_pulled));
+  if (transfer.prefix_bytes_pulled > 0) {
+    counters.Add(path + "\"prefix\"}", static_cast<double>(transfer.prefix_bytes_pulled));
+  }
+  counters.Add("kvrelay_pull_seconds_sum", transfer.pull_ms / 1000);
+  counters.Add("kvrelay_pull_seconds_count");
+}
+
+void DecodeWorker::OnTokens(const ActivePtr& active, const std::vector<uint32_t>& ids) {
+  if (active->over) return;
+  active->generated += ids.size();
+  proto::GenerateReply reply;
+  reply.token_ids = ids;
+  reply.text = active->text.Add(ids);
+  active->responder->Reply(proto::Encode(reply), true);
+}
+
+void DecodeWorker::OnDone(const ActivePtr& active, const Outcome& outcome) {
+  if (active->over) return;
+  if (!outcome.status.ok()) return End(active, outcome.status);
+  active->over = true;
+  proto::GenerateReply reply;
+  reply.text = active->text.Finish();
+  reply.summary_json = SummaryJson(active->request_id, outcome, active->transfer);
+  active->responder->Reply(proto::Encode(reply), false);
+  requests_.erase(active->number);
+
+  const TransferSummary& transfer = active->transfer;
+  const double ttft = ToMillis(outcome.prompt_done - outcome.submitted);
+  agent::Counters& counters = agent_.counters();
+  counters.Add("kvrelay_requests_total{role=\"decode\",outcome=\"ok\"}");
+  const auto stage = [&counters](const std::string& name, double ms) {
+    counters.Add("kvrelay_ttft_seconds_sum{stage=\"" + name + "\"}", ms / 1000);
+  };
+  stage("prefill", transfer.prefill_ms);
+  stage("handshake", transfer.handshake_ms);
+  stage("pull", transfer.pull_ms);
+  stage("total", ttft);
+  counters.Add("kvrelay_ttft_seconds_count");
+  LOG(INFO) << "request " << active->request_id << ": " << outcome.prompt_tokens << " + "
+            << active->generated << " tokens, " << transfer.path << " from " << transfer.prefill
+            << ", " << transfer.bytes_pulled << " + " << transfer.prefix_bytes_pulled
+            << " prefix bytes, prefill " << transfer.prefill_ms << " ms, handshake "
+            << transfer.handshake_ms << " ms, pull " << transfer.pull_ms << " ms, first token "
+            << ttft << " ms, " << FinishReasonName(outcome.reason);
+}
+
+void DecodeWorker::End(const ActivePtr& active, const Status& status) {
+  if (active->over) return;
+  active->over = true;
+  if (active->fetch) active->fetch->Cancel(status);
+  engine_.End(active->number, status);
+  active->responder->Fail(status);
+  requests_.erase(active->number);
+  agent_.counters().Add("kvrelay_requests_total{role=\"decode\",outcome=\"" +
+                        std::string(CodeName(status.code())) + "\"}");
+  LOG(INFO) << "request " << active->request_id << ": ended after " << active->generated
+            << " tokens: " << status.ToString();
+}
+
+void DecodeWorker::OnCancelRequest(std::string_view body, const agent::ResponderPtr& responder) {
+  const auto cancel = proto::Decode<proto::CancelRequest>(body);
+  if (!cancel.has_value()) return responder->Fail(cancel.error());
+  std::vector<ActivePtr> named;
+  for (const auto& [number, active] : requests_) {
+    if (active->request_id == cancel->request_id) named.push_back(active);
+  }
+  if (named.empty()) {
+    return responder->Fail({Code::kNotFound, "no request " + cancel->request_id + " is running"});
+  }
+  for (const ActivePtr& active : named) End(active, {Code::kCancelled, "cancelled by name"});
+  responder->Reply(proto::Encode(proto::Empty{}), false);
+}
+
+}  // namespace kvrelay::engine
