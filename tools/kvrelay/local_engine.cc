@@ -2,39 +2,13 @@
 
 #include <chrono>
 #include <future>
-#include <nlohmann/json.hpp>
+
+#include "engine/summary.h"
 
 namespace kvrelay::tools {
 namespace {
 
 using std::chrono::steady_clock;
-
-double Millis(TimePoint from, TimePoint to) {
-  return from == TimePoint() || to == TimePoint() ? 0 : ToMillis(to - from);
-}
-
-std::string SummaryJson(const proto::Generate& request, const engine::Outcome& outcome) {
-  const nlohmann::ordered_json json = {{"request_id", request.request_id},
-                                       {"finish_reason", engine::FinishReasonName(outcome.reason)},
-                                       {"timing_ms",
-                                        {{"prefill", Millis(outcome.admitted, outcome.prompt_done)},
-                                         {"handshake", 0.0},
-                                         {"pull", 0.0},
-                                         {"ttft", Millis(outcome.submitted, outcome.prompt_done)},
-                                         {"total", Millis(outcome.submitted, outcome.finished)}}},
-                                       {"kv",
-                                        {{"path", "local"},
-                                         {"bytes_pulled", 0},
-                                         {"prefix_bytes_pulled", 0},
-                                         {"prefix_hit", outcome.prefix_hit},
-                                         {"prompt_tokens", outcome.prompt_tokens},
-                                         {"prefix_tokens", outcome.prefix_tokens}}},
-                                       {"prefill", ""},
-                                       {"retries", 0},
-                                       {"relay", outcome.relay ? "on" : "off"},
-                                       {"relay_why", outcome.relay_why}};
-  return json.dump();
-}
 
 Result<engine::PromptIds> Prompt(const proto::Generate& request,
                                  const engine::Tokenizer& tokenizer) {
@@ -85,7 +59,8 @@ Result<Answer> LocalEngine::Generate(const proto::Generate& request, const StopS
   // Bounded by the request's deadline, which the engine keeps.
   const engine::Outcome outcome = done.get_future().get();
   KVRELAY_RETURN_IF_ERROR(outcome.status);
-  answer.summary_json = SummaryJson(request, outcome);
+  answer.summary_json =
+      engine::SummaryJson(request.request_id, outcome, engine::LocalTransfer(outcome));
   return answer;
 }
 

@@ -44,7 +44,7 @@ void DaemonOptions::Declare(FlagSet& flags) {
              "front endpoint as others reach it; needed when --listen is a wildcard");
   flags.Text("prefill", &prefill, "ENDPOINT,...", "prefill daemons of a decode daemon");
   flags.Whole("rank_ports", &rank_ports, 0, 65535,
-              "port of rank 0, the next ranks follow; 0 takes any");
+              "port of rank 1, the next ranks follow (rank 0 has --listen); 0 takes any");
   flags.Switch("insecure", &insecure, "listens off loopback without keys");
   flags.Text("engine_id", &engine_id, "HEX",
              "32 hexadecimal digits that survive restarts; random when empty");
@@ -113,7 +113,7 @@ Status DaemonOptions::Check() {
   if (role == "prefill" && !prefill_workers.empty()) {
     return Error(Code::kInvalidArgument, "--prefill goes with --role=decode");
   }
-  if (rank_ports != 0 && rank_ports + engine.options.tp - 1 > 65535) {
+  if (rank_ports != 0 && rank_ports + engine.options.tp - 2 > 65535) {
     return Error(Code::kInvalidArgument, "--rank_ports=" + std::to_string(rank_ports) +
                                              " and --tp=" + std::to_string(engine.options.tp) +
                                              " go beyond port 65535");

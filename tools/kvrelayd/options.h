@@ -21,7 +21,7 @@ struct DaemonOptions {
   std::string advertise;    // empty: where we listen
   std::string prefill;      // decode: comma-separated endpoints
   std::string engine_id;    // 32 hex digits; empty: random
-  uint32_t rank_ports = 0;  // rank i binds rank_ports + i; 0: any
+  uint32_t rank_ports = 0;  // rank r > 0 binds rank_ports + r - 1; 0: any
   bool insecure = false;
 
   std::string transport = "auto";
@@ -30,8 +30,8 @@ struct DaemonOptions {
   std::string run_dir;  // empty: DefaultRunDir()
   uint32_t spin_us = 50;
 
-  uint32_t lease_ttl_ms = 10'000;
-  uint32_t pull_timeout_ms = 10'000;
+  uint32_t lease_ttl_ms = 30'000;
+  uint32_t pull_timeout_ms = 30'000;
   uint32_t drain_timeout_ms = 10'000;
   std::string log_level = "info";
 
