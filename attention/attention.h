@@ -1,8 +1,10 @@
-// Attention of a batch of queries over a paged KV cache, with log-sum-exp, so that parts can be merged.
+// Attention of a batch of queries over a paged KV cache, with log-sum-exp, so that parts can be
+// merged.
 //
-// Shapes: Q and O are fp32, row-major [rows][query heads of this rank][head_dim]; rows of one sequence are consecutive tokens.
-// LSE is fp32 [rows][query heads], natural log of the sum of exp(logits); -inf where a row sees no key. Query head h uses
-// KV head h / (query_heads / kv_heads). Logits are scaled by `scale` (normally 1/sqrt(head_dim)). All arithmetic is fp32.
+// Shapes: Q and O are fp32, row-major [rows][query heads of this rank][head_dim]; rows of one
+// sequence are consecutive tokens. LSE is fp32 [rows][query heads], natural log of the sum of
+// exp(logits); -inf where a row sees no key. Query head h uses KV head h / (query_heads /
+// kv_heads). Logits are scaled by `scale` (normally 1/sqrt(head_dim)). All arithmetic is fp32.
 #pragma once
 
 #include <cstdint>
@@ -15,19 +17,20 @@
 
 namespace kvrelay::attention {
 
-// One sequence's part of a step: `rows` new tokens at positions [context - rows, context), whose K and V are in the cache
-// already. Row i sees the keys of positions <= context - rows + i.
+// One sequence's part of a step: `rows` new tokens at positions [context - rows, context), whose K
+// and V are in the cache already. Row i sees the keys of positions <= context - rows + i.
 struct Sequence {
-  uint32_t first_row = 0;              // index of its first row in Q
+  uint32_t first_row = 0;  // index of its first row in Q
   uint32_t rows = 0;
-  uint32_t context = 0;                // tokens in the cache, the new ones included
-  std::span<const BlockId> prefix;     // blocks of its shared prefix (whole blocks), may be empty
-  std::span<const BlockId> blocks;     // its own blocks, which start at token prefix.size() * block_size
+  uint32_t context = 0;             // tokens in the cache, the new ones included
+  std::span<const BlockId> prefix;  // blocks of its shared prefix (whole blocks), may be empty
+  std::span<const BlockId>
+      blocks;  // its own blocks, which start at token prefix.size() * block_size
 };
 
 struct Batch {
   std::span<const Sequence> sequences;
-  uint32_t query_heads = 0;            // of this rank
+  uint32_t query_heads = 0;  // of this rank
   float scale = 1.0F;
 };
 
@@ -41,17 +44,17 @@ struct RelayConfig {
 // What the step decided, for metrics and the `relay` field of a request.
 struct RelayDecision {
   bool relay = false;
-  std::string why;      // "2 groups of 16 and 8", "no prefix", "fewer than 2 sharers", "disabled"
+  std::string why;  // "2 groups of 16 and 8", "no prefix", "fewer than 2 sharers", "disabled"
 };
 
 // Sequences grouped by the prefix that they share; made once a step, used by all layers.
 struct RelayMetadata {
   struct Group {
     std::span<const BlockId> prefix;
-    std::vector<uint32_t> sequences;   // indices into Batch::sequences; size >= min_sharers
+    std::vector<uint32_t> sequences;  // indices into Batch::sequences; size >= min_sharers
   };
   std::vector<Group> groups;
-  std::vector<uint32_t> paged;         // sequences that run plain paged attention over prefix + own blocks
+  std::vector<uint32_t> paged;  // sequences that run plain paged attention over prefix + own blocks
   RelayDecision decision;
 };
 RelayMetadata PlanRelay(const Batch& batch, const RelayConfig& config);
@@ -64,14 +67,16 @@ void NaiveAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::s
 void PagedAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::span<const float> q,
                     std::span<float> out, std::span<float> lse);
 
-// Relay attention: per group one pass of all its rows over the shared prefix (no mask), a paged pass of each sequence over its
-// own blocks, merged: alpha = 1 / (1 + exp(lse_usr - lse_sys)), out = alpha * sys + (1 - alpha) * usr. Sequences in
-// `metadata.paged` run plain paged attention. Equal to PagedAttention within fp32 rounding.
+// Relay attention: per group one pass of all its rows over the shared prefix (no mask), a paged
+// pass of each sequence over its own blocks, merged: alpha = 1 / (1 + exp(lse_usr - lse_sys)), out
+// = alpha * sys + (1 - alpha) * usr. Sequences in `metadata.paged` run plain paged attention. Equal
+// to PagedAttention within fp32 rounding.
 void RelayAttention(const KvView& kv, uint32_t layer, const Batch& batch,
                     const RelayMetadata& metadata, std::span<const float> q, std::span<float> out,
                     std::span<float> lse);
 
-// Merges two partial results of `rows` x `heads` rows in place into `out`/`lse`. Both sides empty: zeros and -inf; never NaN.
+// Merges two partial results of `rows` x `heads` rows in place into `out`/`lse`. Both sides empty:
+// zeros and -inf; never NaN.
 void MergePartials(std::span<float> out, std::span<float> lse, std::span<const float> other_out,
                    std::span<const float> other_lse, uint32_t head_dim);
 

@@ -38,7 +38,7 @@ inline Vec LoadBf16(const uint16_t* p) {
 }  // namespace
 }  // namespace kvrelay::attention
 
-#include "attention/tile_kernel_body.h"
+#include "attention/tile_kernel_body.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop

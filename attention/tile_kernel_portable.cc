@@ -31,4 +31,4 @@ inline Vec LoadBf16(const uint16_t* p) {
 }  // namespace
 }  // namespace kvrelay::attention
 
-#include "attention/tile_kernel_body.h"
+#include "attention/tile_kernel_body.inc"

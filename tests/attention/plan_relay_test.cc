@@ -19,7 +19,7 @@ Sequence WithPrefix(const std::vector<BlockId>& prefix, uint32_t rows = 1) {
 
 TEST(PlanRelay, GroupsByTheSamePrefixWhereverItsTableLies) {
   const std::vector<BlockId> a = {3, 1, 2};
-  const std::vector<BlockId> copy_of_a = a;
+  const std::vector<BlockId> copy_of_a(a.begin(), a.end());
   const std::vector<BlockId> longer = {3, 1, 2, 4};
   const std::vector<BlockId> other = {3, 2, 1};
   const std::vector<Sequence> sequences = {
