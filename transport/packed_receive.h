@@ -47,6 +47,7 @@ class PackedReceiver {
   // ones) is dropped and counted.
   void OnMessage(const PackedHeader& header, std::span<const std::byte> data);
 
+  bool Expects(StreamId stream) const { return streams_.contains(stream); }
   size_t streams() const { return streams_.size(); }
   uint64_t dropped() const { return dropped_; }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -77,6 +78,7 @@ class UcxPackedTransport final : public Transport, private TransferThread::Worke
   bool PrepareToSleep() override { return worker_->Arm(); }
   void Finish() override;
   void OnMessage(std::span<const std::byte> header, std::span<const std::byte> data);
+  void AdoptReceives();
   void AnswerPings(TimePoint now);
   void OnPong(const PackedHeader& header);
   TimePoint ExpirePeers(TimePoint now);
@@ -98,6 +100,12 @@ class UcxPackedTransport final : public Transport, private TransferThread::Worke
 
   const Options options_;
   Address address_;
+
+  // Receives that the control thread has started and the transfer thread has not seen. Beside the
+  // thread's tasks, because the first chunk may be here before the next task has run: it must find
+  // its stream, or it would be dropped as a late one.
+  std::mutex receives_mutex_;
+  std::vector<PackedReceiver::Expected> receives_;
 
   // Written by the transfer thread, read by any.
   struct {
@@ -206,22 +214,19 @@ OpId UcxPackedTransport::Read(PeerHandle, CopyPlan, GuardRef, TimePoint, Done do
 OpId UcxPackedTransport::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
                                             GuardExpectation want, TimePoint deadline, Done done) {
   const OpId id = next_id_++;
-  thread_->Post([this, id, handle, stream, want, deadline, plan = std::move(plan),
-                 done = std::move(done)]() mutable {
-    const auto it = peers_.find(handle);
-    if (it == peers_.end() || it->second.connected) {
-      return Refuse(std::move(done), Code::kPeerUnreachable, "the peer is not connected any more");
-    }
-    receiver_->Start({.op = id,
-                      .peer = handle,
-                      .peer_name = it->second.spec.name,
-                      .incarnation = it->second.spec.incarnation,
-                      .stream = stream,
-                      .plan = std::move(plan),
-                      .want = want,
-                      .deadline = deadline,
-                      .done = std::move(done)});
-  });
+  {
+    const std::lock_guard lock(receives_mutex_);
+    receives_.push_back({.op = id,
+                         .peer = handle,
+                         .peer_name = {},
+                         .incarnation = 0,
+                         .stream = stream,
+                         .plan = std::move(plan),
+                         .want = want,
+                         .deadline = deadline,
+                         .done = std::move(done)});
+  }
+  thread_->Post([this] { AdoptReceives(); });
   return id;
 }
 
@@ -303,6 +308,7 @@ void UcxPackedTransport::OnMessage(std::span<const std::byte> bytes,
   switch (header->kind) {
     case PackedKind::kChunk:
     case PackedKind::kStopped:
+      if (!receiver_->Expects(header->stream)) AdoptReceives();
       receiver_->OnMessage(*header, data);
       return;
     case PackedKind::kPing:
@@ -318,6 +324,25 @@ void UcxPackedTransport::OnMessage(std::span<const std::byte> bytes,
       return;
   }
   ++bad_messages_;
+}
+
+void UcxPackedTransport::AdoptReceives() {
+  std::vector<PackedReceiver::Expected> receives;
+  {
+    const std::lock_guard lock(receives_mutex_);
+    receives.swap(receives_);
+  }
+  for (PackedReceiver::Expected& expected : receives) {
+    const auto it = peers_.find(expected.peer);
+    if (it == peers_.end() || it->second.connected) {
+      Refuse(std::move(expected.done), Code::kPeerUnreachable,
+             "the peer is not connected any more");
+      continue;
+    }
+    expected.peer_name = it->second.spec.name;
+    expected.incarnation = it->second.spec.incarnation;
+    receiver_->Start(std::move(expected));
+  }
 }
 
 void UcxPackedTransport::AnswerPings(TimePoint now) {

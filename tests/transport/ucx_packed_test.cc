@@ -288,6 +288,25 @@ TEST_F(UcxPackedTest, ReaderThrowsAwayAnotherLeasesChunks) {
   for (uint64_t i = 0; i < 3 * kChunk; ++i) ASSERT_EQ(reader.kv()[i], std::byte{0x5a});
 }
 
+TEST_F(UcxPackedTest, FirstChunkFindsAStreamThatWasJustStarted) {
+  // Both threads are awake and busy, so that chunks come as early as they can.
+  Node owner("ucx-packed", "", kKvBytes);
+  Node reader("ucx-packed", "", kKvBytes);
+  owner.StartLease(0);
+  const auto peer = reader.Connect(owner.Spec("owner"));
+  ASSERT_TRUE(peer.has_value());
+  for (StreamId id = 1; id <= 500; ++id) {
+    const Completion done = Receive(reader, *peer, id, 2, Lease(owner.Spec(""), 0), [&] {
+      owner.transport().StartPackedSend(reader.Spec("reader"), id, SendPlan(2, 64), owner.record(0),
+                                        Lease(owner.Spec(""), 0), In(seconds(20)),
+                                        [](const Completion&) {});
+    });
+    // The plans differ on purpose: only a chunk that found its stream can be of the wrong length.
+    ASSERT_EQ(done.status.code(), Code::kInternal) << done.status.ToString();
+    ASSERT_THAT(done.status.message(), HasSubstr("chunk 0 has 64 bytes"));
+  }
+}
+
 TEST_F(UcxPackedTest, SidesThatCutDifferentlyFailClearly) {
   Node owner("ucx-packed", "", kKvBytes);
   Node reader("ucx-packed", "", kKvBytes);

@@ -1,0 +1,495 @@
+// Pulls between two processes on one host, by each transport, beside memcpy and a plain TCP socket:
+// GB/s (10^9 bytes of payload a second, from the call to its completion).
+//
+//   bench_transport [--mib=1,16,64] [--slice_kib=4,64] [--rounds=11] [--json=FILE]
+//
+// Slices lie scattered on both sides and cannot merge. memcpy copies the same slices inside the
+// reader on one thread; the socket carries as many bytes from one buffer into another. Each round
+// runs all of them, in an order that changes from round to round.
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <mutex>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/random.h"
+#include "kvcache/region.h"
+#include "transport/transport.h"
+#include "transport/ucx_version.h"
+
+namespace kvrelay::transport {
+namespace {
+
+constexpr uint64_t kChunkBytes = 256 << 10;
+constexpr const char* kWays[] = {"memcpy", "tcp socket", "mapped", "ucx-packed"};
+constexpr size_t kWayCount = std::size(kWays);
+
+struct Settings {
+  std::vector<uint64_t> mib = {1, 16, 64};
+  std::vector<uint64_t> slice_kib = {4, 64};
+  int rounds = 11;
+  std::string json;
+
+  uint64_t region_bytes() const { return 2 * *std::ranges::max_element(mib) << 20; }
+};
+
+double Seconds(std::chrono::steady_clock::time_point since) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+}
+
+void Check(bool ok, const std::string& what) {
+  if (ok) return;
+  std::cerr << "bench_transport: " << what << "\n";
+  _exit(1);
+}
+
+template <typename T>
+T Must(Result<T> result) {
+  Check(result.has_value(), result.has_value() ? "" : result.error().ToString());
+  return std::move(*result);
+}
+
+void WriteAll(int fd, const void* data, size_t bytes) {
+  for (const char* at = static_cast<const char*>(data); bytes > 0;) {
+    const ssize_t n = write(fd, at, bytes);
+    Check(n > 0, "the other process has ended");
+    at += n;
+    bytes -= static_cast<size_t>(n);
+  }
+}
+
+void ReadAll(int fd, void* data, size_t bytes) {
+  for (char* at = static_cast<char*>(data); bytes > 0;) {
+    const ssize_t n = read(fd, at, bytes);
+    Check(n > 0, "the other process has ended");
+    at += n;
+    bytes -= static_cast<size_t>(n);
+  }
+}
+
+// Where slice i lies on the owner's and on the reader's side; the same in both processes.
+std::vector<BlockPair> Scatter(uint64_t region_bytes, uint64_t slice, uint64_t bytes) {
+  std::vector<uint32_t> from(region_bytes / slice);
+  std::iota(from.begin(), from.end(), 0);
+  std::vector<uint32_t> to = from;
+  std::mt19937_64 random(slice);
+  std::shuffle(from.begin(), from.end(), random);
+  std::shuffle(to.begin(), to.end(), random);
+  std::vector<BlockPair> pairs(bytes / slice);
+  for (size_t i = 0; i < pairs.size(); ++i) pairs[i] = {from[i], to[i]};
+  return pairs;
+}
+
+CopyPlan PlanOf(std::vector<BlockPair> pairs, uint64_t slice) {
+  CopyPlan plan;
+  plan.src_block_stride = slice;
+  plan.dst_block_stride = slice;
+  plan.boxes.resize(1);
+  plan.boxes[0].run_bytes = slice;
+  plan.boxes[0].num_pairs = static_cast<uint32_t>(pairs.size());
+  plan.pairs = std::move(pairs);
+  return plan;
+}
+
+StreamPlan StreamOf(std::vector<BlockPair> pairs, uint64_t slice, bool pack) {
+  const uint64_t per_chunk = kChunkBytes / slice;
+  const auto chunks = static_cast<uint32_t>((pairs.size() + per_chunk - 1) / per_chunk);
+  return {chunks, kChunkBytes,
+          [pairs = std::move(pairs), slice, per_chunk, pack](uint32_t chunk) -> Result<CopyPlan> {
+            const size_t begin = chunk * per_chunk;
+            const size_t end = std::min(pairs.size(), begin + per_chunk);
+            std::vector<BlockPair> part(pairs.begin() + static_cast<ptrdiff_t>(begin),
+                                        pairs.begin() + static_cast<ptrdiff_t>(end));
+            for (uint32_t i = 0; i < part.size(); ++i) (pack ? part[i].dst : part[i].src) = i;
+            return PlanOf(std::move(part), slice);
+          }};
+}
+
+// One process: its memory, its transports, and a control thread that is whoever waits.
+struct Process {
+  Process(const std::string& run_dir, uint64_t bytes, int fill)
+      : kv(Must(Region::AllocateHost(bytes, "bench-kv"))),
+        records(Must(Region::AllocateHost(4096, "bench-records"))) {
+    std::memset(kv.data(), fill, bytes);
+    Options options;
+    for (const Region* region : {&kv, &records}) {
+      options.regions.push_back({region->data(), region->bytes(), region->export_fd()});
+    }
+    options.executor = [this](std::function<void()> closure) {
+      {
+        const std::lock_guard lock(mutex);
+        closures.push_back(std::move(closure));
+      }
+      wake.notify_one();
+    };
+    options.run_dir = run_dir;
+    options.incarnation = incarnation;
+    options.chunk_bytes = kChunkBytes;
+    mapped = Must(CreateMapped(options));
+    packed = Must(CreateUcxPacked(options));
+  }
+
+  void RunUntil(const std::function<bool()>& done) {
+    std::vector<std::function<void()>> batch;
+    while (!done()) {
+      {
+        std::unique_lock lock(mutex);
+        wake.wait(lock, [this] { return !closures.empty(); });
+        batch.swap(closures);
+      }
+      for (auto& closure : batch) closure();
+      batch.clear();
+    }
+  }
+
+  PeerSpec Spec(const Transport& transport) const {
+    return {"peer", transport.LocalAddress(), {kv.bytes(), records.bytes()}, incarnation};
+  }
+
+  Region kv;
+  Region records;
+  const Incarnation incarnation = RandomIncarnation();
+  std::mutex mutex;
+  std::vector<std::function<void()>> closures;  // under mutex
+  std::condition_variable wake;
+  std::unique_ptr<Transport> mapped;
+  std::unique_ptr<Transport> packed;
+};
+
+// What the reader asks the owner to do: 'p' packs and sends a stream, 't' writes to the TCP socket.
+struct Request {
+  char kind = 'q';
+  uint64_t stream = 0;
+  uint64_t slice = 0;
+  uint64_t bytes = 0;
+};
+
+void SendSpec(int fd, const PeerSpec& spec) {
+  const uint64_t header[] = {spec.incarnation, spec.address.size(), spec.region_bytes[0],
+                             spec.region_bytes[1]};
+  WriteAll(fd, header, sizeof(header));
+  WriteAll(fd, spec.address.data(), spec.address.size());
+}
+
+PeerSpec ReceiveSpec(int fd) {
+  uint64_t header[4];
+  ReadAll(fd, header, sizeof(header));
+  PeerSpec spec{"peer", std::string(header[1], '\0'), {header[2], header[3]}, header[0]};
+  ReadAll(fd, spec.address.data(), spec.address.size());
+  return spec;
+}
+
+constexpr uint64_t kEpoch = 7;
+constexpr uint64_t kHash = 9;
+
+GuardExpectation Lease(Incarnation incarnation) { return {kEpoch, incarnation, kHash, 1}; }
+
+int Owner(const Settings& settings, const std::string& run_dir, int control_fd, int tcp_fd) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  Process self(run_dir, settings.region_bytes(), 1);
+  auto* record = reinterpret_cast<LeaseRecord*>(self.records.data());
+  record->Start(kEpoch, self.incarnation, kHash);
+  record->Publish({.tokens = 1, .chunk_end = 1, .layers = 0});
+  SendSpec(control_fd, self.Spec(*self.mapped));
+  SendSpec(control_fd, self.Spec(*self.packed));
+  const PeerSpec reader = ReceiveSpec(control_fd);
+  std::vector<char> buffer(kChunkBytes, 2);
+  while (true) {
+    Request request;
+    ReadAll(control_fd, &request, sizeof(request));
+    if (request.kind == 'q') return 0;
+    if (request.kind == 't') {
+      for (uint64_t left = request.bytes; left > 0;) {
+        const uint64_t part = std::min<uint64_t>(left, buffer.size());
+        WriteAll(tcp_fd, buffer.data(), part);
+        left -= part;
+      }
+      continue;
+    }
+    bool sent = false;
+    self.packed->StartPackedSend(
+        reader, request.stream,
+        StreamOf(Scatter(settings.region_bytes(), request.slice, request.bytes), request.slice,
+                 true),
+        record, Lease(self.incarnation),
+        std::chrono::steady_clock::now() + std::chrono::seconds(60), [&](const Completion& done) {
+          Check(done.status.ok(), done.status.ToString());
+          sent = true;
+        });
+    self.RunUntil([&] { return sent; });
+  }
+}
+
+struct Rates {
+  double min = 0;
+  double median = 0;
+  double max = 0;
+};
+
+Rates Summarise(std::vector<double> values) {
+  std::ranges::sort(values);
+  return {values.front(), values[values.size() / 2], values.back()};
+}
+
+struct Row {
+  uint64_t mib = 0;
+  uint64_t slice = 0;
+  Rates rates[kWayCount];
+};
+
+class Reader {
+ public:
+  Reader(const Settings& settings, const std::string& run_dir, int control_fd, int tcp_fd)
+      : settings_(settings),
+        control_fd_(control_fd),
+        tcp_fd_(tcp_fd),
+        self_(run_dir, settings.region_bytes(), 3),
+        local_(Must(Region::AllocateHost(settings.region_bytes(), "bench-local"))),
+        buffer_(kChunkBytes) {
+    std::memset(local_.data(), 1, local_.bytes());
+    const PeerSpec mapped = ReceiveSpec(control_fd);
+    const PeerSpec packed = ReceiveSpec(control_fd);
+    owner_ = packed.incarnation;
+    SendSpec(control_fd, self_.Spec(*self_.packed));
+    mapped_ = Connect(*self_.mapped, mapped, connect_ms_[0]);
+    packed_ = Connect(*self_.packed, packed, connect_ms_[1]);
+    std::printf("connect: mapped %.2f ms, ucx-packed %.2f ms\n", connect_ms_[0], connect_ms_[1]);
+  }
+
+  Row Measure(uint64_t mib, uint64_t slice) {
+    const std::vector<BlockPair> pairs = Scatter(settings_.region_bytes(), slice, mib << 20);
+    std::vector<double> values[kWayCount];
+    for (int round = -2; round < settings_.rounds; ++round) {
+      for (size_t i = 0; i < kWayCount; ++i) {
+        const size_t way = (i + static_cast<size_t>(round + 2)) % kWayCount;
+        const double rate = static_cast<double>(mib << 20) / Run(way, pairs, slice) / 1e9;
+        if (round >= 0) values[way].push_back(rate);  // the first ones touch memory
+      }
+    }
+    Row row{.mib = mib, .slice = slice, .rates = {}};
+    for (size_t way = 0; way < kWayCount; ++way) row.rates[way] = Summarise(values[way]);
+    return row;
+  }
+
+  const double* connect_ms() const { return connect_ms_; }
+
+ private:
+  PeerHandle Connect(Transport& transport, const PeerSpec& spec, double& ms) {
+    std::optional<Result<PeerHandle>> result;
+    const auto start = std::chrono::steady_clock::now();
+    transport.Connect(
+        spec, start + std::chrono::seconds(10),
+        [&](Result<PeerHandle> r) { result = std::move(r); },
+        [] { Check(false, "the owner has died"); });
+    self_.RunUntil([&] { return result.has_value(); });
+    ms = Seconds(start) * 1e3;
+    return Must(std::move(*result));
+  }
+
+  // Seconds that it took.
+  double Run(size_t way, const std::vector<BlockPair>& pairs, uint64_t slice) {
+    const uint64_t bytes = pairs.size() * slice;
+    CopyPlan plan = PlanOf(pairs, slice);
+    StreamPlan stream = StreamOf(pairs, slice, false);
+    const auto start = std::chrono::steady_clock::now();
+    bool finished = false;
+    const auto done = [&](const Completion& completion) {
+      Check(completion.status.ok(), completion.status.ToString());
+      Check(completion.bytes == bytes, "bytes are missing");
+      finished = true;
+    };
+    const TimePoint deadline = start + std::chrono::seconds(60);
+    switch (way) {
+      case 0:
+        for (const BlockPair& pair : pairs) {
+          std::memcpy(self_.kv.data() + pair.dst * slice, local_.data() + pair.src * slice, slice);
+        }
+        break;
+      case 1: {
+        const Request request{'t', 0, slice, bytes};
+        WriteAll(control_fd_, &request, sizeof(request));
+        for (uint64_t left = bytes; left > 0;) {
+          const uint64_t part = std::min<uint64_t>(left, buffer_.size());
+          ReadAll(tcp_fd_, buffer_.data(), part);
+          left -= part;
+        }
+        break;
+      }
+      case 2:
+        self_.mapped->Read(mapped_, std::move(plan), {1, 0}, deadline, done);
+        self_.RunUntil([&] { return finished; });
+        break;
+      case 3: {
+        const Request request{'p', ++stream_, slice, bytes};
+        self_.packed->StartPackedReceive(packed_, stream_, std::move(stream), Lease(owner_),
+                                         deadline, done);
+        WriteAll(control_fd_, &request, sizeof(request));
+        self_.RunUntil([&] { return finished; });
+        break;
+      }
+    }
+    return Seconds(start);
+  }
+
+  const Settings& settings_;
+  const int control_fd_;
+  const int tcp_fd_;
+  Process self_;
+  Region local_;
+  std::vector<char> buffer_;
+  Incarnation owner_ = 0;
+  PeerHandle mapped_ = 0;
+  PeerHandle packed_ = 0;
+  double connect_ms_[2] = {};
+  StreamId stream_ = 0;
+};
+
+std::string Json(const Settings& settings, const Reader& reader, const std::vector<Row>& rows) {
+  std::ostringstream out;
+  out << "{\"schema\":1,\"benchmark\":\"transport\",\"unit\":\"GB/s\",\"rounds\":"
+      << settings.rounds << ",\"chunk_bytes\":" << kChunkBytes << ",\"ucx\":\"" << UcxVersion()
+      << "\",\"connect_ms\":{\"mapped\":" << reader.connect_ms()[0]
+      << ",\"ucx-packed\":" << reader.connect_ms()[1] << "},\"rows\":[";
+  for (size_t i = 0; i < rows.size(); ++i) {
+    out << (i == 0 ? "" : ",") << "\n{\"bytes\":" << (rows[i].mib << 20)
+        << ",\"slice_bytes\":" << rows[i].slice;
+    for (size_t way = 0; way < kWayCount; ++way) {
+      const Rates& r = rows[i].rates[way];
+      out << ",\"" << kWays[way] << "\":{\"min\":" << r.min << ",\"median\":" << r.median
+          << ",\"max\":" << r.max << "}";
+    }
+    out << "}";
+  }
+  out << "]}\n";
+  return out.str();
+}
+
+bool ParseList(const std::string& text, std::vector<uint64_t>& out) {
+  out.clear();
+  std::istringstream list(text);
+  for (std::string one; std::getline(list, one, ',');) {
+    out.push_back(std::strtoull(one.c_str(), nullptr, 10));
+  }
+  return !out.empty() &&
+         std::ranges::all_of(out, [](uint64_t value) { return value >= 1 && value <= 1024; });
+}
+
+bool Parse(int argc, char** argv, Settings& settings) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view arg = argv[i];
+    const size_t equals = arg.find('=');
+    if (equals == std::string_view::npos) return false;
+    const std::string_view name = arg.substr(0, equals);
+    const std::string value(arg.substr(equals + 1));
+    if (name == "--mib") {
+      if (!ParseList(value, settings.mib)) return false;
+    } else if (name == "--slice_kib") {
+      if (!ParseList(value, settings.slice_kib)) return false;
+    } else if (name == "--rounds") {
+      settings.rounds = std::atoi(value.c_str());
+    } else if (name == "--json") {
+      settings.json = value;
+    } else {
+      return false;
+    }
+  }
+  // A slice is part of one chunk, and chunks are whole slices.
+  const bool slices_ok = std::ranges::all_of(
+      settings.slice_kib, [](uint64_t kib) { return kChunkBytes % (kib << 10) == 0; });
+  return settings.rounds >= 1 && slices_ok;
+}
+
+// A TCP connection over loopback: {the listener's side, the connecting side}.
+std::pair<int, int> TcpPair() {
+  const int listener = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  Check(bind(listener, reinterpret_cast<sockaddr*>(&address), length) == 0 &&
+            listen(listener, 1) == 0 &&
+            getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length) == 0,
+        "no TCP socket on loopback");
+  const int connected = socket(AF_INET, SOCK_STREAM, 0);
+  Check(connect(connected, reinterpret_cast<sockaddr*>(&address), length) == 0,
+        "cannot connect over loopback");
+  const int accepted = accept(listener, nullptr, nullptr);
+  close(listener);
+  return {accepted, connected};
+}
+
+int Main(int argc, char** argv) {
+  Settings settings;
+  if (!Parse(argc, argv, settings)) {
+    std::cerr << "usage: bench_transport [--mib=1,16,64] [--slice_kib=4,64] [--rounds=11] "
+                 "[--json=FILE]\n";
+    return 2;
+  }
+  char run_dir[] = "/tmp/kvrelay-bench-XXXXXX";
+  Check(mkdtemp(run_dir) != nullptr, "no folder in /tmp");
+  int control[2];
+  Check(socketpair(AF_UNIX, SOCK_STREAM, 0, control) == 0, "socketpair");
+  const auto [owner_tcp, reader_tcp] = TcpPair();
+  // Before UCX is used: it does not survive a fork.
+  const pid_t owner = fork();
+  if (owner == 0) {
+    close(control[1]);
+    _exit(Owner(settings, run_dir, control[0], owner_tcp));
+  }
+  close(control[0]);
+  {
+    Reader reader(settings, run_dir, control[1], reader_tcp);
+    std::printf("%d rounds, GB/s min / median / max\n%6s %8s", settings.rounds, "MiB", "slice");
+    for (const char* way : kWays) std::printf("   %-20s", way);
+    std::printf("\n");
+    std::vector<Row> rows;
+    for (const uint64_t slice_kib : settings.slice_kib) {
+      for (const uint64_t mib : settings.mib) {
+        rows.push_back(reader.Measure(mib, slice_kib << 10));
+        std::printf("%6llu %8llu", static_cast<unsigned long long>(mib),
+                    static_cast<unsigned long long>(slice_kib << 10));
+        for (const Rates& r : rows.back().rates) {
+          std::printf("   %5.2f %5.2f %5.2f   ", r.min, r.median, r.max);
+        }
+        std::printf("\n");
+        std::fflush(stdout);
+      }
+    }
+    if (!settings.json.empty()) {
+      std::ofstream file(settings.json);
+      file << Json(settings, reader, rows);
+      Check(file.flush().good(), "cannot write " + settings.json);
+    }
+    const Request quit;
+    WriteAll(control[1], &quit, sizeof(quit));
+  }
+  waitpid(owner, nullptr, 0);
+  std::error_code ignored;
+  std::filesystem::remove_all(run_dir, ignored);
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvrelay::transport
+
+int main(int argc, char** argv) { return kvrelay::transport::Main(argc, argv); }
