@@ -59,8 +59,8 @@ class ServerThread {
   std::thread thread_;
 };
 
-bool Within2s(const std::function<bool()>& done) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+bool Soon(const std::function<bool()>& done) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
   while (!done()) {
     if (std::chrono::steady_clock::now() > end) return false;
     std::this_thread::sleep_for(Millis(1));
@@ -105,7 +105,7 @@ TEST(Client, AFailingCallbackEndsTheCallOnBothSides) {
   });
   EXPECT_EQ(last.error().ToString(), "kInvalidArgument: not like this");
   EXPECT_EQ(parts, 2);
-  EXPECT_TRUE(Within2s([&] { return server.cancelled == 1; }));
+  EXPECT_TRUE(Soon([&] { return server.cancelled == 1; }));
   EXPECT_TRUE(client.Call(Type::kPing, "", Millis(5000)).has_value()) << "the client lives on";
 }
 
@@ -113,14 +113,14 @@ TEST(Client, InterruptEndsTheCallOnBothSides) {
   const ServerThread server;
   Client client = ConnectTo(server.endpoint());
   std::thread signal([&] {
-    EXPECT_TRUE(Within2s([&] { return server.waiting == 1; }));
+    EXPECT_TRUE(Soon([&] { return server.waiting == 1; }));
     client.Interrupt();
   });
   const auto reply = client.Call(Type::kPrefill, "", Millis(30'000));
   signal.join();
   ASSERT_FALSE(reply.has_value());
   EXPECT_EQ(reply.error().ToString(), "kCancelled: interrupted");
-  EXPECT_TRUE(Within2s([&] { return server.cancelled == 1; }));
+  EXPECT_TRUE(Soon([&] { return server.cancelled == 1; }));
   EXPECT_TRUE(client.Call(Type::kPing, "", Millis(5000)).has_value());
 
   client.Interrupt();  // between two calls: the next one
@@ -142,7 +142,7 @@ TEST(Client, LeavingCancelsToo) {
     Client client = ConnectTo(server.endpoint());
     EXPECT_EQ(client.Call(Type::kPrefill, "", Millis(50)).error().code(), Code::kDeadlineExceeded);
   }
-  EXPECT_TRUE(Within2s([&] { return server.cancelled == 1; }));
+  EXPECT_TRUE(Soon([&] { return server.cancelled == 1; }));
 }
 
 TEST(Client, SaysWhatIsWrongWithAnEndpoint) {

@@ -258,12 +258,12 @@ TEST_F(Abuse, AKilledCallerIsNoticed) {
 TEST_F(Abuse, AStoppedCallerIsNoticed) {
   ZmqRpc::Options options;
   options.socket.heartbeat = Millis(100);
-  options.socket.silence = Millis(300);
+  options.socket.silence = Millis(800);
   StartServer("tcp://127.0.0.1:0", options);
   KeepGenerate();
   const pid_t caller = SpawnCaller(endpoint());
   ASSERT_TRUE(RunUntil([&] { return kept != nullptr; }));
-  RunFor(Millis(600));
+  RunFor(Millis(1100));
   EXPECT_FALSE(kept->cancelled()) << "waiting is not being dead";
   kill(caller, SIGSTOP);
   EXPECT_TRUE(RunUntil([&] { return kept->cancelled(); }));
