@@ -32,13 +32,13 @@ using ProgressFn = std::function<void(uint32_t rank, const Progress& progress)>;
 
 // Tokens of one sequence to run in a step. Spans are valid during Step.
 struct StepItem {
-  std::span<const uint32_t> token_ids;  // at least one; below the vocabulary's size
-  uint32_t first_position = 0;          // of token_ids[0]; everything before is in the cache
-  std::span<const BlockId> prefix;      // blocks of the shared prefix
+  std::span<const uint32_t> token_ids{};  // at least one; below the vocabulary's size
+  uint32_t first_position = 0;            // of token_ids[0]; everything before is in the cache
+  std::span<const BlockId> prefix{};      // blocks of the shared prefix
   std::span<const BlockId>
       blocks;  // its own, from token prefix.size() * block_size on; hold all of token_ids
   bool want_logits = false;  // of its last token
-  std::span<const ProgressFn* const> progress;
+  std::span<const ProgressFn* const> progress{};
 };
 
 // What a step says about one item.

@@ -83,11 +83,11 @@ struct Begin {
   // kDecode: the reference to the shared prefix, null when there is none. The KV of all other
   // prompt tokens is in the admission's blocks; the last prompt token is run again (which stores
   // equal values) for its logits.
-  PrefixRef prefix;
+  PrefixRef prefix{};
   // kPrefill: told how far prefix and prompt are, in positions of the prompt, from now on; what is
   // done already is told at once, on the engine's thread, for every rank. May be empty.
-  ProgressFn prefix_progress;
-  ProgressFn prompt_progress;
+  ProgressFn prefix_progress{};
+  ProgressFn prompt_progress{};
 };
 
 // What bounds every request of an engine.

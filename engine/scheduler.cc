@@ -114,27 +114,30 @@ void Scheduler::EndAll(const Status& why) {
   DropFinished();
 }
 
+// Where a request is, for the message of one that ran out of time there.
+std::string Scheduler::Whereabouts(const Sequence& sequence) const {
+  if (sequence.begun) {
+    const size_t generated = sequence.tokens.size() - sequence.prompt_tokens;
+    return "with " + std::to_string(generated) + " tokens generated";
+  }
+  if (!sequence.blocks.empty()) return "waiting for its KV";
+  return "in the queue (" + std::to_string(runner_.pool()->free_blocks()) + " of " +
+         std::to_string(runner_.pool()->num_blocks()) + " blocks are free, " +
+         std::to_string(active_.size()) + " of " + std::to_string(options_.max_batch) +
+         " places are taken)";
+}
+
 void Scheduler::Expire() {
   const TimePoint now = options_.now();
-  const auto expire = [&](Sequence& sequence, const std::string& state) {
+  const auto expire = [&](Sequence& sequence) {
     if (sequence.request.deadline > now) return;
-    const double waited = ToMillis(now - sequence.outcome.submitted);
+    const auto ms = static_cast<int64_t>(ToMillis(now - sequence.outcome.submitted));
     Finish(sequence, FinishReason::kError,
-           {Code::kDeadlineExceeded, "the request ran out of time after " +
-                                         std::to_string(static_cast<int64_t>(waited)) + " ms " +
-                                         state});
+           {Code::kDeadlineExceeded, "the request ran out of time after " + std::to_string(ms) +
+                                         " ms " + Whereabouts(sequence)});
   };
-  for (const auto& sequence : queue_) {
-    expire(*sequence, "in the queue (" + std::to_string(runner_.pool()->free_blocks()) + " of " +
-                          std::to_string(runner_.pool()->num_blocks()) + " blocks are free, " +
-                          std::to_string(active_.size()) + " of " +
-                          std::to_string(options_.max_batch) + " places taken)");
-  }
-  for (const auto& sequence : active_) {
-    const size_t generated = sequence->tokens.size() - sequence->prompt_tokens;
-    expire(*sequence, !sequence->begun ? "waiting for its KV"
-                                       : "with " + std::to_string(generated) + " tokens generated");
-  }
+  for (const auto& sequence : queue_) expire(*sequence);
+  for (const auto& sequence : active_) expire(*sequence);
   DropFinished();
 }
 

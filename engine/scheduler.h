@@ -11,6 +11,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/clock.h"
@@ -24,9 +25,9 @@ namespace kvrelay::engine {
 struct SchedulerOptions {
   uint32_t max_batch = 64;
   uint32_t prefill_chunk = 256;
-  ContentHash model;  // part of prefix names
-  std::vector<uint32_t> eos_ids;
-  std::function<TimePoint()> now;  // monotonic; tests turn it by hand
+  ContentHash model{};  // part of prefix names
+  std::vector<uint32_t> eos_ids{};
+  std::function<TimePoint()> now{};  // monotonic; tests turn it by hand
 };
 
 // How much is going on, and what has been since the start.
@@ -78,6 +79,7 @@ class Scheduler {
   std::shared_ptr<PendingPrefix> FindPending(const ContentHash& hash) const;
 
   void Expire();
+  std::string Whereabouts(const Sequence& sequence) const;
   std::vector<Work> PlanStep();
   void PlanPrefix(Sequence& sequence, uint32_t& budget, std::vector<Work>& works);
   void PlanTokens(Sequence& sequence, uint32_t& budget, std::vector<Work>& works);

@@ -222,7 +222,9 @@ TEST(HalfTest, EveryHalfSurvivesTheRoundTrip) {
     }
     ASSERT_EQ(HalfFromFloat(value), half) << bits;
     const float bf16 = FloatFromBf16(half);
-    if (bf16 == bf16) ASSERT_EQ(Bf16FromFloat(bf16), half) << bits;
+    if (bf16 == bf16) {
+      ASSERT_EQ(Bf16FromFloat(bf16), half) << bits;
+    }
   }
 }
 

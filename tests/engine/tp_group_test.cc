@@ -39,7 +39,7 @@ TEST_P(TpGroupTest, ManyStepsAndReductionsKeepInStep) {
   TpGroup group(size);
   for (int step = 0; step < 300; ++step) {
     std::vector<float> sums(size);
-    const Status status = group.Run([&](uint32_t rank) {
+    const Status status = group.Run([&](uint32_t rank) -> Status {
       for (int i = 0; i < 5; ++i) {
         float one = static_cast<float>(i);
         KVRELAY_RETURN_IF_ERROR(group.AllReduce(rank, {&one, 1}));
