@@ -2,6 +2,7 @@
 // events.
 #include "tools/common/child_process.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -119,10 +120,21 @@ TEST(OutputDeathTest, AClosedStdoutKillsNothing) {
   EXPECT_EXIT(
       {
         CloseReadersOfStdout();
-        IgnoreClosedPipes();
+        PrepareStandardStreams();
         WriteOut("nobody reads this\n");
         WriteOut("nor this\n");
         ::_exit(0);
+      },
+      ::testing::ExitedWithCode(0), "");
+}
+
+TEST(OutputDeathTest, AStdoutThatIsNotOpenGetsNoFilesNumber) {
+  EXPECT_EXIT(
+      {
+        ::close(STDOUT_FILENO);
+        PrepareStandardStreams();
+        const int next = ::open("/proc/self/stat", O_RDONLY);
+        ::_exit(next > STDERR_FILENO && ::fcntl(STDOUT_FILENO, F_GETFD) >= 0 ? 0 : 1);
       },
       ::testing::ExitedWithCode(0), "");
 }

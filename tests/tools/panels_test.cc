@@ -23,15 +23,20 @@ TEST(WrapTest, ControlCharactersCannotReachTheTerminal) {
 }
 
 TEST(Panels, StandSideBySideWhereThereIsRoom) {
-  const auto lines = LayOutPanels({{"[1]", "one"}, {"[2]", "a\nb\nc"}}, 80, 2);
+  const auto lines = LayOutPanels({{"[1]", "one"}, {"[2]", "a\nb\nc"}}, 80, 4);
   EXPECT_THAT(lines, ElementsAre("[1]                                      [2]",
                                  "one                                      b",
                                  "                                         c", ""));
 }
 
 TEST(Panels, StandOneBelowTheOtherWhereThereIsNone) {
-  const auto lines = LayOutPanels({{"[1]", "one"}, {"[2]", "two"}}, 40, 1);
+  const auto lines = LayOutPanels({{"[1]", "one"}, {"[2]", "two"}}, 40, 6);
   EXPECT_THAT(lines, ElementsAre("[1]", "one", "", "[2]", "two", ""));
+}
+
+TEST(Panels, TakeNoMoreLinesThanTheirTexts) {
+  EXPECT_THAT(LayOutPanels({{"[1]", "a\nb"}}, 40, 1000), ElementsAre("[1]", "a", "b", ""));
+  EXPECT_THAT(LayOutPanels({}, 40, 1000), ElementsAre());
 }
 
 }  // namespace

@@ -200,7 +200,7 @@ int Main(int argc, char** argv) {
   std::printf("%8s %7s   %-22s %-22s %s\n", "slice", "threads", "memcpy", "ExecuteCopy", "ratio");
   std::vector<Row> rows;
   for (const int threads : options.threads) {
-    for (const uint64_t slice : {256, 1024, 2048, 4096, 16384, 65536, 262144}) {
+    for (const uint64_t slice : {128, 256, 1024, 2048, 4096, 16384, 65536, 262144}) {
       const Row row = Measure(options, *mapped, *dst, slice, threads);
       std::printf("%8llu %7d   %5.2f / %5.2f / %5.2f  %5.2f / %5.2f / %5.2f  %5.2f\n",
                   static_cast<unsigned long long>(slice), threads, row.memcpy.min,

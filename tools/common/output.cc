@@ -1,5 +1,6 @@
 #include "tools/common/output.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -22,7 +23,14 @@ void WriteAll(int fd, std::string_view text) {
 
 }  // namespace
 
-void IgnoreClosedPipes() { std::signal(SIGPIPE, SIG_IGN); }
+void PrepareStandardStreams() {
+  std::signal(SIGPIPE, SIG_IGN);
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    // The lowest free number, which is this one. Without /dev/null there is nothing to be done.
+    [[maybe_unused]] const int opened = ::open("/dev/null", O_RDWR);
+  }
+}
 
 void WriteOut(std::string_view text) { WriteAll(STDOUT_FILENO, text); }
 

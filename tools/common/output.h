@@ -9,8 +9,10 @@
 
 namespace kvrelay::tools {
 
-// Call first in main: a closed pipe becomes an error of write, which WriteOut swallows.
-void IgnoreClosedPipes();
+// Call first in main. A closed pipe becomes an error of write, which WriteOut swallows; a standard
+// stream that is not open at all becomes /dev/null, so that no socket or memory file gets its
+// number.
+void PrepareStandardStreams();
 
 // Writes all of it to stdout at once, unbuffered. Any thread. What nobody reads any more is
 // dropped.

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <span>
 
 #include "tools/common/output.h"
 
@@ -65,22 +64,34 @@ std::vector<std::string> Wrap(const std::string& text, size_t width) {
 }
 
 std::vector<std::string> LayOutPanels(const std::vector<Panel>& panels, size_t width,
-                                      size_t text_lines) {
-  std::vector<std::string> lines;
-  const size_t a_row = std::clamp<size_t>((width + kGap) / (kLeastPanelWidth + kGap), 1,
-                                          std::max<size_t>(panels.size(), 1));
+                                      size_t height) {
+  if (panels.empty()) return {};
+  const size_t a_row =
+      std::clamp<size_t>((width + kGap) / (kLeastPanelWidth + kGap), 1, panels.size());
+  const size_t rows = (panels.size() + a_row - 1) / a_row;
   const size_t column = (width + kGap) / a_row - kGap;
+  std::vector<std::vector<std::string>> texts;
+  size_t longest = 1;
+  for (const Panel& panel : panels) {
+    texts.push_back(Wrap(panel.text, column));
+    longest = std::max(longest, texts.back().size());
+  }
+  // A title above and an empty line below.
+  const size_t text_lines = std::clamp<size_t>(height / rows, 3, longest + 2) - 2;
+
+  std::vector<std::string> lines;
   for (size_t first = 0; first < panels.size(); first += a_row) {
-    const auto row = std::span(panels).subspan(first, std::min(a_row, panels.size() - first));
     std::vector<std::string> out(text_lines + 1);
-    for (const Panel& panel : row) {
-      std::vector<std::string> text = Wrap(panel.text, column);
-      if (text.size() > text_lines)
+    for (size_t i = first; i < std::min(first + a_row, panels.size()); ++i) {
+      std::vector<std::string>& text = texts[i];
+      if (text.size() > text_lines) {
         text.erase(text.begin(), text.end() - static_cast<ptrdiff_t>(text_lines));
+      }
       text.resize(text_lines);
-      text.insert(text.begin(), panel.title);
-      for (size_t i = 0; i < out.size(); ++i)
-        out[i] += Fit(text[i], column) + std::string(kGap, ' ');
+      text.insert(text.begin(), panels[i].title);
+      for (size_t line = 0; line < out.size(); ++line) {
+        out[line] += Fit(text[line], column) + std::string(kGap, ' ');
+      }
     }
     for (std::string& line : out) {
       line.erase(line.find_last_not_of(' ') + 1);
@@ -99,12 +110,12 @@ void LiveLines::Show(const std::vector<std::string>& lines) {
   WriteOut(out);
 }
 
-size_t TerminalWidth() {
-  constexpr size_t kUsual = 100;
+ScreenSize TerminalSize() {
   winsize size = {};
-  if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col < kLeastPanelWidth)
-    return kUsual;
-  return size.ws_col;
+  if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0 || size.ws_row == 0) {
+    return {};
+  }
+  return {.columns = std::max<size_t>(size.ws_col, kLeastPanelWidth), .rows = size.ws_row};
 }
 
 }  // namespace kvrelay::tools

@@ -16,22 +16,26 @@ struct Panel {
 // Control characters become blanks: what a model writes must not move a terminal's cursor.
 std::vector<std::string> Wrap(const std::string& text, size_t width);
 
-// The panels as rows of columns at least 36 wide, each with its title and the last `text_lines`
-// lines of its text.
+// The panels as rows of columns at least 36 wide, each with its title and the end of its text, in
+// at most `height` lines (or one line of text each).
 std::vector<std::string> LayOutPanels(const std::vector<Panel>& panels, size_t width,
-                                      size_t text_lines);
+                                      size_t height);
 
 // Lines of a terminal that are written again in place. Owned by one thread.
 class LiveLines {
  public:
-  // Replaces what Show wrote last.
+  // Replaces what Show wrote last. Never fewer lines than then.
   void Show(const std::vector<std::string>& lines);
 
  private:
   size_t shown_ = 0;
 };
 
-// Columns of the terminal at stdout; 100 when it is none or does not tell.
-size_t TerminalWidth();
+struct ScreenSize {
+  size_t columns = 100;
+  size_t rows = 40;
+};
+// Of the terminal at stdout; the defaults when it does not tell.
+ScreenSize TerminalSize();
 
 }  // namespace kvrelay::tools

@@ -33,8 +33,8 @@ constexpr std::array<const char*, 4> kPrompts = {"HAMLET.\nTo be, or not", "ROME
                                                  "PORTIA.\nThe quality of", "LEAR.\nO, reason not"};
 constexpr double kTemperature = 0.6;
 constexpr uint32_t kTimeoutMs = 60'000;
+constexpr size_t kEveryLine = 1000;
 constexpr Duration kRedraw = std::chrono::milliseconds(50);
-constexpr size_t kTextLines = 8;
 
 struct DemoOptions {
   std::string model;
@@ -85,10 +85,14 @@ class Stage {
       const std::lock_guard lock(mutex_);
       panels = panels_;
     }
-    std::vector<std::string> lines = LayOutPanels(panels, TerminalWidth() - 4, kTextLines);
-    for (std::string& line : lines) line.insert(0, "    ");
+    const bool terminal = StdoutIsTerminal();
+    const ScreenSize screen = TerminalSize();
+    std::vector<std::string> lines =
+        LayOutPanels(panels, screen.columns - 4, terminal ? screen.rows - 2 : kEveryLine);
+    for (std::string& line : lines) line.insert(0, line.empty() ? "" : "    ");
     lines.insert(lines.begin(), paint_.Bold("Four users, at the same time"));
-    live_.Show(lines);
+    if (terminal) return live_.Show(lines);
+    for (const std::string& line : lines) WriteOut(line + "\n");
   }
 
  private:

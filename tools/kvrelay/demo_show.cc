@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tools/common/flag_text.h"
 #include "tools/common/panels.h"
 #include "tools/common/table.h"
 #include "tools/common/units.h"
@@ -18,7 +19,7 @@ Json Summary(const Answer& answer) {
 
 std::string Indented(const std::string& text) {
   std::string out;
-  for (const std::string& line : Wrap(text, 92)) out += "    " + line + "\n";
+  for (const std::string& line : Wrap(text, 92)) out += line.empty() ? "\n" : "    " + line + "\n";
   return out;
 }
 
@@ -47,7 +48,7 @@ std::string DemoBanner(const DemoDaemons& daemons, const std::string& model, con
 std::string DemoPrompts(const std::vector<DemoRequest>& requests, const Paint& paint) {
   if (requests.empty()) return "";
   return paint.Bold("System prompt, shared by all requests") + "\n" +
-         paint.Dim(Indented(requests.front().request.system_text)) + "\n";
+         paint.Dim(Indented(std::string(Trim(requests.front().request.system_text)))) + "\n";
 }
 
 std::string DemoTable(const std::vector<DemoRequest>& requests, const Paint& paint) {

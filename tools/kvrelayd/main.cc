@@ -47,6 +47,6 @@ int Main(const std::vector<std::string>& args) {
 }  // namespace kvrelay::tools
 
 int main(int argc, char** argv) {
-  kvrelay::tools::IgnoreClosedPipes();
+  kvrelay::tools::PrepareStandardStreams();
   return kvrelay::tools::Main(kvrelay::tools::Arguments(argc, argv));
 }

@@ -1,0 +1,118 @@
+// Token ids through prefill and decode daemons equal those of one process: tensor parallel sizes,
+// layouts, transports, system prompts of any length, alone and 16 at a time. The full product is
+// labelled "full"; here each pair of two factors' values comes up.
+#include <array>
+#include <map>
+#include <utility>
+
+#include "tests/integration/generator.h"
+#include "tests/integration/harness.h"
+
+namespace kvrelay::integration {
+namespace {
+
+struct Config {
+  int prefill_tp;
+  int decode_tp;
+  const char* prefill_layout;
+  const char* decode_layout;
+  const char* transport;
+  size_t system_tokens;
+};
+
+constexpr std::array<std::pair<int, int>, 7> kTp = {
+    {{1, 1}, {2, 1}, {1, 2}, {4, 2}, {2, 4}, {4, 1}, {1, 4}}};
+constexpr std::array<std::pair<const char*, const char*>, 4> kLayouts = {
+    {{"nhd", "nhd"}, {"nhd", "hnd"}, {"hnd", "nhd"}, {"hnd", "hnd"}}};
+constexpr std::array<const char*, 2> kTransports = {"mapped", "ucx-packed"};
+constexpr std::array<size_t, 3> kSystems = {0, 64, 77};  // none, whole blocks, a tail of 13
+constexpr std::array<size_t, 20> kLengths = {1,  2,  7,  15, 16,  17,  31,  32,  33,  47,
+                                             48, 49, 64, 80, 100, 127, 129, 200, 300, 420};
+
+std::vector<proto::Generate> Requests(size_t system_tokens) {
+  std::vector<proto::Generate> requests;
+  for (size_t i = 0; i < kLengths.size(); ++i) {
+    requests.push_back(Greedy(Text(system_tokens, 3), Text(kLengths[i], i + 5), 64));
+  }
+  return requests;
+}
+
+// Once per process for each system prompt.
+const std::vector<std::vector<uint32_t>>& Expected(const std::string& model, size_t system_tokens) {
+  static std::map<size_t, std::vector<std::vector<uint32_t>>> cache;
+  auto& expected = cache[system_tokens];
+  if (expected.empty()) expected = Reference(model).Generate(Requests(system_tokens));
+  return expected;
+}
+
+class Parity : public Story {
+ protected:
+  void Check(const Config& config, size_t alone_step) {
+    SCOPED_TRACE(std::string("prefill TP ") + std::to_string(config.prefill_tp) + " " +
+                 config.prefill_layout + ", decode TP " + std::to_string(config.decode_tp) + " " +
+                 config.decode_layout + ", " + config.transport + ", system prompt of " +
+                 std::to_string(config.system_tokens));
+    const std::string transport = std::string("--transport=") + config.transport;
+    Daemon& prefill = StartPrefill({"--tp=" + std::to_string(config.prefill_tp), transport,
+                                    std::string("--kv_layout=") + config.prefill_layout});
+    Daemon& decode = StartDecode({&prefill}, {"--tp=" + std::to_string(config.decode_tp), transport,
+                                              std::string("--kv_layout=") + config.decode_layout});
+    ASSERT_TRUE(prefill.started() && decode.started());
+    const std::vector<proto::Generate> requests = Requests(config.system_tokens);
+    const auto& expected = Expected(BundledModel(), config.system_tokens);
+    const auto together = AskAll(decode.endpoint(), requests, 16);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ASSERT_TRUE(together[i].has_value()) << together[i].error().ToString();
+      EXPECT_EQ(together[i]->token_ids, expected[i]) << "prompt of " << kLengths[i];
+      EXPECT_EQ(together[i]->summary["kv"]["path"], config.transport);
+    }
+    for (size_t i = 0; i < requests.size(); i += alone_step) {
+      const auto alone = Ask(decode.endpoint(), requests[i]);
+      ASSERT_TRUE(alone.has_value()) << alone.error().ToString();
+      EXPECT_EQ(alone->token_ids, expected[i]) << "alone, prompt of " << kLengths[i];
+    }
+    ExpectIdle(prefill);
+    ExpectIdle(decode);
+    prefill.Kill();
+    decode.Kill();
+  }
+
+  // Four of the 24 combinations of the other factors; over all tensor parallel sizes every pair
+  // comes up.
+  void CheckSome(size_t tp) {
+    for (size_t layout = 0; layout < kLayouts.size(); ++layout) {
+      Check({.prefill_tp = kTp[tp].first,
+             .decode_tp = kTp[tp].second,
+             .prefill_layout = kLayouts[layout].first,
+             .decode_layout = kLayouts[layout].second,
+             .transport = kTransports[(tp + layout) % kTransports.size()],
+             .system_tokens = kSystems[(tp + 2 * layout) % kSystems.size()]},
+            9);
+    }
+  }
+};
+
+TEST_F(Parity, PrefillTp1DecodeTp1) { CheckSome(0); }
+TEST_F(Parity, PrefillTp2DecodeTp1) { CheckSome(1); }
+TEST_F(Parity, PrefillTp1DecodeTp2) { CheckSome(2); }
+TEST_F(Parity, PrefillTp4DecodeTp2) { CheckSome(3); }
+TEST_F(Parity, PrefillTp2DecodeTp4) { CheckSome(4); }
+TEST_F(Parity, PrefillTp4DecodeTp1) { CheckSome(5); }
+TEST_F(Parity, PrefillTp1DecodeTp4) { CheckSome(6); }
+
+class FullParity : public Parity {};
+
+TEST_F(FullParity, EveryCombination) {
+  for (const auto& tp : kTp) {
+    for (const auto& layouts : kLayouts) {
+      for (const char* transport : kTransports) {
+        for (const size_t system_tokens : kSystems) {
+          Check({tp.first, tp.second, layouts.first, layouts.second, transport, system_tokens}, 1);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvrelay::integration
