@@ -24,8 +24,8 @@ struct Sequence {
   uint32_t rows = 0;
   uint32_t context = 0;             // tokens in the cache, the new ones included
   std::span<const BlockId> prefix;  // blocks of its shared prefix (whole blocks), may be empty
-  std::span<const BlockId>
-      blocks;  // its own blocks, which start at token prefix.size() * block_size
+  // Its own blocks, which start at token prefix.size() * block_size.
+  std::span<const BlockId> blocks;
 };
 
 struct Batch {
