@@ -132,33 +132,28 @@ KVRELAY_RACING void CopyShort(std::byte* dst, const std::byte* src, size_t bytes
   }
 }
 
-// What to ask the memory for while a run is copied: while byte i is copied, line `near + i` for i <
-// split, `far + i` from there on. Prefetching never faults, whatever the address.
-struct Ahead {
-  uintptr_t near = 0;
-  uintptr_t far = 0;
-  size_t split = 0;
-};
-
-KVRELAY_RACING void Prefetch(uintptr_t address) {
-  __builtin_prefetch(reinterpret_cast<const void*>(address));
+// While a line is copied the memory is asked for the one `ahead` bytes behind it in the source, or
+// before it: there the copies that follow will read. Prefetching never faults, whatever the
+// address.
+KVRELAY_RACING void Prefetch(const std::byte* src, ptrdiff_t ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(src) +
+                                                   static_cast<uintptr_t>(ahead)));
 }
 
 template <typename Isa, bool kStream>
-KVRELAY_RACING void CopyRun(std::byte* dst, const std::byte* src, size_t bytes,
-                            const Ahead& ahead) {
+KVRELAY_RACING void CopyRun(std::byte* dst, const std::byte* src, size_t bytes, ptrdiff_t ahead) {
   if (bytes < kLine) {
-    Prefetch(ahead.far);
-    Prefetch(ahead.far + bytes - 1);
+    Prefetch(src, ahead);
     return CopyShort<Isa>(dst, src, bytes);
   }
   size_t at = 0;
   if (kStream && reinterpret_cast<uintptr_t>(dst) % kLine != 0) {
+    Prefetch(src, ahead);
     Isa::Copy64(dst, src);
     at = kLine - reinterpret_cast<uintptr_t>(dst) % kLine;
   }
   for (; at + kLine <= bytes; at += kLine) {
-    Prefetch((at < ahead.split ? ahead.near : ahead.far) + at);
+    Prefetch(src + at, ahead);
     if (kStream) {
       Isa::Stream64(dst + at, src + at);
     } else {
@@ -166,7 +161,7 @@ KVRELAY_RACING void CopyRun(std::byte* dst, const std::byte* src, size_t bytes,
     }
   }
   if (at < bytes) {
-    Prefetch(ahead.far + bytes - 1);
+    Prefetch(src + bytes - 1, ahead);
     Isa::Copy64(dst + bytes - kLine, src + bytes - kLine);
   }
 }

@@ -1,6 +1,7 @@
-// The lease record: four 8-byte words in registered host memory, each atomic alone, through which a reader that shares
-// nothing else with the owner proves that the bytes it copied were the bytes of its lease (ARCHITECTURE section 5 of the
-// design; the orderings below are the rules that the models in tests/proof remove one by one).
+// The lease record: four 8-byte words in registered host memory, each atomic alone, through which a
+// reader that shares nothing else with the owner proves that the bytes it copied were the bytes of
+// its lease (ARCHITECTURE section 5 of the design; the orderings below are the rules that the
+// models in tests/proof remove one by one).
 #pragma once
 
 #include <array>
@@ -46,17 +47,19 @@ bool GuardHolds(const GuardExpectation& want, const GuardWords& before, const Gu
 struct alignas(64) LeaseRecord {
   std::array<std::atomic<uint64_t>, 4> w{};
 
-  // Owner's control thread. The record is dead on entry. Publishes w1 = 0, w2, w3, then (release) w0 = live.
+  // Owner's control thread. The record is dead on entry. Publishes w1 = 0, w2, w3, then (release)
+  // w0 = live.
   void Start(uint64_t epoch, Incarnation incarnation, uint64_t table_hash);
   // Engine thread that wrote the KV; KV written before is visible to who sees the new w1 (release).
   void Publish(Progress progress);
-  // Owner's control thread. w0 = dead, then a full fence: what is stored after End (the next lease's KV) can not become
-  // visible before it. Idempotent.
+  // Owner's control thread. w0 = dead, then a full fence: what is stored after End (the next
+  // lease's KV) can not become visible before it. Idempotent.
   void End();
   bool live() const { return (w[0].load(std::memory_order_acquire) & 1U) != 0; }
 
-  // Reader (also over a read-only mapping). The first read is acquire. The second read starts with an acquire fence, which
-  // orders the data loads before it, and loads w0 (acquire) before w2 and w3.
+  // Reader (also over a read-only mapping). The first read is acquire. The second read starts with
+  // an acquire fence, which orders the data loads before it, and loads w0 (acquire) before w2 and
+  // w3.
   GuardWords ReadBefore() const;
   GuardWords ReadAfter() const;
 };

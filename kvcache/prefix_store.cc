@@ -62,7 +62,8 @@ PrefixRef SystemPrefixStore::Find(const ContentHash& hash) {
 }
 
 PrefixRef SystemPrefixStore::Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks) {
-  State::Entries evicted;  // destroyed after the lock: their blocks go back to the pool outside of it
+  State::Entries
+      evicted;  // destroyed after the lock: their blocks go back to the pool outside of it
   const std::lock_guard lock(state_->mutex);
   const auto found = state_->by_hash.find(hash);
   if (found != state_->by_hash.end()) {

@@ -99,7 +99,7 @@ Counts ReadAgainAndAgain(const Owner& owner, const MappedRegion& peer, uint64_t 
   plan.boxes[0].run_bytes = kRowBytes;
   const auto deadline = std::chrono::steady_clock::now() + limit;
   while (counts.accepted + counts.rejected < kReads || counts.accepted == 0 ||
-         counts.rejected == 0) {
+         counts.rejected == 0 || counts.torn == 0) {
     if (std::chrono::steady_clock::now() > deadline) break;
     const uint64_t epoch = owner.offered_epoch();
     if (epoch == 0) continue;

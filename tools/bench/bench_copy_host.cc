@@ -1,7 +1,7 @@
 // The host copy beside memcpy: scattered slices of a mapped region into another region, GB/s (10^9
 // bytes copied a second).
 //
-//   bench_copy_host [--mib=256] [--rounds=15] [--threads=1,4] [--json=FILE]
+//   bench_copy_host [--mib=256] [--rounds=15] [--threads=1,4] [--slices=256,4096] [--json=FILE]
 //
 // Each round runs both on the same slices, so that a machine's noise falls on both; the order
 // changes from round to round. Rounds move through both regions, which are four times as large as
@@ -33,6 +33,7 @@ struct Options {
   uint64_t mib = 256;
   int rounds = 15;
   std::vector<int> threads = {1, 4};
+  std::vector<int> slices = {128, 256, 1024, 2048, 4096, 16384, 65536, 262144};
   std::string json;
 };
 
@@ -147,6 +148,14 @@ std::string Json(const Options& options, const std::vector<Row>& rows) {
   return out.str();
 }
 
+// "1,4"
+std::vector<int> Numbers(const std::string& text) {
+  std::vector<int> numbers;
+  std::istringstream list(text);
+  for (std::string one; std::getline(list, one, ',');) numbers.push_back(std::atoi(one.c_str()));
+  return numbers;
+}
+
 bool Parse(int argc, char** argv, Options& options) {
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
@@ -159,27 +168,29 @@ bool Parse(int argc, char** argv, Options& options) {
     } else if (name == "--rounds") {
       options.rounds = std::atoi(value.c_str());
     } else if (name == "--threads") {
-      options.threads.clear();
-      std::istringstream list(value);
-      for (std::string one; std::getline(list, one, ',');) {
-        options.threads.push_back(std::atoi(one.c_str()));
-      }
+      options.threads = Numbers(value);
+    } else if (name == "--slices") {
+      options.slices = Numbers(value);
     } else if (name == "--json") {
       options.json = value;
     } else {
       return false;
     }
   }
-  const bool threads_ok =
-      !options.threads.empty() && std::all_of(options.threads.begin(), options.threads.end(),
-                                              [](int threads) { return threads >= 1; });
-  return options.mib >= 1 && options.mib <= 4096 && options.rounds >= 1 && threads_ok;
+  const auto in = [](const std::vector<int>& numbers, int most) {
+    return !numbers.empty() && std::all_of(numbers.begin(), numbers.end(), [most](int number) {
+      return number >= 1 && number <= most;
+    });
+  };
+  return options.mib >= 1 && options.mib <= 4096 && options.rounds >= 1 &&
+         in(options.threads, 1024) && in(options.slices, 1 << 20);
 }
 
 int Main(int argc, char** argv) {
   Options options;
   if (!Parse(argc, argv, options)) {
-    std::cerr << "usage: bench_copy_host [--mib=256] [--rounds=15] [--threads=1,4] [--json=FILE]\n";
+    std::cerr << "usage: bench_copy_host [--mib=256] [--rounds=15] [--threads=1,4] "
+                 "[--slices=256,4096] [--json=FILE]\n";
     return 2;
   }
   const uint64_t bytes = options.mib << 22;
@@ -200,10 +211,10 @@ int Main(int argc, char** argv) {
   std::printf("%8s %7s   %-22s %-22s %s\n", "slice", "threads", "memcpy", "ExecuteCopy", "ratio");
   std::vector<Row> rows;
   for (const int threads : options.threads) {
-    for (const uint64_t slice : {128, 256, 1024, 2048, 4096, 16384, 65536, 262144}) {
-      const Row row = Measure(options, *mapped, *dst, slice, threads);
+    for (const int slice : options.slices) {
+      const Row row = Measure(options, *mapped, *dst, static_cast<uint64_t>(slice), threads);
       std::printf("%8llu %7d   %5.2f / %5.2f / %5.2f  %5.2f / %5.2f / %5.2f  %5.2f\n",
-                  static_cast<unsigned long long>(slice), threads, row.memcpy.min,
+                  static_cast<unsigned long long>(row.slice), threads, row.memcpy.min,
                   row.memcpy.median, row.memcpy.max, row.execute.min, row.execute.median,
                   row.execute.max, row.ratio);
       std::fflush(stdout);
