@@ -7,10 +7,9 @@ namespace {
 
 // By value of Type. The names travel on the wire.
 constexpr std::array<std::string_view, 20> kTypeNames = {
-    "ERROR",  "OK",          "GET_META",     "HELLO",       "START",         "END",
-    "CLAIM",  "RELEASE",     "HEARTBEAT",    "PACKED_READ", "PACKED_CANCEL", "PULL",
-    "DROP",   "DESCRIBE",    "PING",         "HEALTH",      "PREFILL",       "GENERATE",
-    "CANCEL", "CANCEL_CALL"};
+    "ERROR",   "OK",        "GET_META",    "HELLO",         "START",  "END",        "CLAIM",
+    "RELEASE", "HEARTBEAT", "PACKED_READ", "PACKED_CANCEL", "PULL",   "DROP",       "DESCRIBE",
+    "PING",    "HEALTH",    "PREFILL",     "GENERATE",      "CANCEL", "CANCEL_CALL"};
 static_assert(kTypeNames.size() == static_cast<size_t>(Type::kCancelCall) + 1);
 
 }  // namespace
