@@ -39,9 +39,9 @@ void Fetch::Try() {
   Env& env = context_.env;
   const auto endpoint = pool_.Pick(tokens(), tried_);
   if (!endpoint.has_value()) {
-    const std::string detail = failure_.ok() ? "" : "; last: " + failure_.ToString();
-    return Finish(Error(failure_.ok() ? Code::kPeerUnreachable : failure_.code(),
-                        "no prefill worker can be used now" + detail));
+    const Status none = pool_.WhyNone();
+    if (failure_.ok()) return Finish(Error(none));
+    return Finish(Error(failure_.code(), none.message() + "; last: " + failure_.ToString()));
   }
   ++tries_;
   trying_ = true;

@@ -113,6 +113,40 @@ std::vector<PrefillPool::Info> PrefillPool::List() const {
   return list;
 }
 
+std::string_view PrefillPool::StateName(State state) {
+  switch (state) {
+    case State::kUnknown:
+      return "unknown";
+    case State::kReady:
+      return "ready";
+    case State::kUnreachable:
+      return "unreachable";
+    case State::kIncompatible:
+      return "incompatible";
+    case State::kDraining:
+      return "draining";
+  }
+  return "unknown";
+}
+
+Status PrefillPool::WhyNone() const {
+  const auto all_are = [this](State state) {
+    return !workers_.empty() && std::ranges::all_of(workers_, [state](const Worker& worker) {
+      return worker.state == state;
+    });
+  };
+  const Code code = all_are(State::kIncompatible) ? Code::kIncompatible
+                    : all_are(State::kDraining)   ? Code::kDraining
+                                                  : Code::kPeerUnreachable;
+  std::string message = "no prefill worker can be used now";
+  for (const Worker& worker : workers_) {
+    message += (&worker == &workers_.front() ? ": " : "; ") + worker.endpoint + " " +
+               std::string(StateName(worker.state));
+    if (!worker.why.empty()) message += " (" + worker.why + ")";
+  }
+  return {code, std::move(message)};
+}
+
 bool PrefillPool::AnyUsable() const {
   return std::ranges::any_of(workers_, [](const Worker& worker) {
     return worker.state == State::kReady || worker.state == State::kUnknown;

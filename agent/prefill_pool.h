@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -19,6 +20,8 @@ namespace kvrelay::agent {
 class PrefillPool {
  public:
   enum class State : uint8_t { kUnknown, kReady, kUnreachable, kIncompatible, kDraining };
+
+  static std::string_view StateName(State state);  // "ready", "unreachable", ...
 
   PrefillPool(const Clock& clock, std::vector<std::string> endpoints);
 
@@ -39,6 +42,9 @@ class PrefillPool {
     int failures = 0;
   };
   std::vector<Info> List() const;
+  // What to tell a request for which Pick had nothing: every worker with its state and why.
+  // kIncompatible or kDraining when all of them are, else kPeerUnreachable.
+  Status WhyNone() const;
   // Some worker could be asked now, or after its time aside.
   bool AnyUsable() const;
   const std::vector<std::string>& endpoints() const { return endpoints_; }

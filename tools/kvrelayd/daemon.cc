@@ -128,7 +128,8 @@ proto::HealthReply Daemon::Health() {
     std::vector<std::string> states;
     for (const auto& worker : agent_->prefills().List()) {
       reply.ready = reply.ready || worker.state == agent::PrefillPool::State::kReady;
-      states.push_back(worker.endpoint + " " + PrefillStateName(worker.state));
+      states.push_back(worker.endpoint + " " +
+                       std::string(agent::PrefillPool::StateName(worker.state)));
     }
     if (!reply.ready) reply.reason = "no usable prefill daemon: " + Join(states, ", ");
   } else {
@@ -182,7 +183,7 @@ std::string Daemon::ReadyLine() {
     json["prefill"] = nlohmann::ordered_json::array();
     for (const auto& worker : workers) {
       json["prefill"].push_back(
-          {{"endpoint", worker.endpoint}, {"state", PrefillStateName(worker.state)}});
+          {{"endpoint", worker.endpoint}, {"state", agent::PrefillPool::StateName(worker.state)}});
     }
   }
   return json.dump();

@@ -119,22 +119,6 @@ void AddCounters(Description& d, engine::Engine& engine, agent::EngineAgent& age
 
 }  // namespace
 
-std::string PrefillStateName(agent::PrefillPool::State state) {
-  switch (state) {
-    case agent::PrefillPool::State::kUnknown:
-      return "unknown";
-    case agent::PrefillPool::State::kReady:
-      return "ready";
-    case agent::PrefillPool::State::kUnreachable:
-      return "unreachable";
-    case agent::PrefillPool::State::kIncompatible:
-      return "incompatible";
-    case agent::PrefillPool::State::kDraining:
-      return "draining";
-  }
-  return "unknown";
-}
-
 std::string ModelName(const std::string& model_dir) {
   const std::filesystem::path path =
       std::filesystem::path(model_dir + "/").lexically_normal().parent_path();
@@ -177,7 +161,7 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
   AddPrefixes(d, engine);
   for (const auto& worker : snapshot.prefills) {
     d.prefill_workers.push_back({.endpoint = worker.endpoint,
-                                 .state = PrefillStateName(worker.state),
+                                 .state = std::string(agent::PrefillPool::StateName(worker.state)),
                                  .why = worker.why,
                                  .outstanding_tokens = worker.outstanding_tokens,
                                  .failures = static_cast<uint64_t>(worker.failures)});

@@ -30,9 +30,6 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
                            engine::Engine& engine, agent::EngineAgent& agent,
                            const agent::EngineSnapshot& snapshot);
 
-// "ready", "unreachable", ...
-std::string PrefillStateName(agent::PrefillPool::State state);
-
 // "model" of "/models/model/": the folder's last part.
 std::string ModelName(const std::string& model_dir);
 
