@@ -1,6 +1,7 @@
 // Daemons as their operators see them: ready line, questions, refusals, draining.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -102,6 +103,17 @@ TEST_F(DaemonStory, InspectShowsWhatHappened) {
   EXPECT_THAT(of_prefill["shards"], SizeIs(2));
   EXPECT_EQ(of_prefill["regions"][0]["exported"], "memfd");
   EXPECT_THAT(Cli({"inspect", prefill.endpoint()}).out, HasSubstr("prefill engine"));
+}
+
+TEST_F(DaemonStory, WatchingLooksAgainEverySecondUntilControlC) {
+  Daemon& prefill = StartPrefill();
+  RunningCli cli = StartCli({"inspect", prefill.endpoint(), "--json", "--watch"});
+  Eventually("a second look", [&cli] {
+    const std::string out = cli.out();
+    return std::count(out.begin(), out.end(), '\n') >= 2;
+  });
+  cli.Signal(SIGINT);
+  EXPECT_EQ(cli.Wait(5s).exit_code, 130);
 }
 
 TEST_F(DaemonStory, PingMeasuresHandshakeAndRoundTrips) {
@@ -253,6 +265,13 @@ TEST_F(DaemonStory, NobodyToPrefillIsAnErrorWithinItsTime) {
   const CliResult result = Cli(Prompt(decode, {"--timeout_ms=3000"}));
   EXPECT_EQ(result.exit_code, 3) << result.out;
   EXPECT_LT(result.ms, 4000 * Slowness());
+}
+
+TEST_F(DaemonStory, ADemoThatCannotStartRepeatsTheDaemonsWords) {
+  const CliResult demo = Cli({"demo", "--model=/nowhere"});
+  EXPECT_EQ(demo.exit_code, 2);
+  EXPECT_THAT(demo.err, HasSubstr("the prefill daemon did not become ready (exit code 2)"));
+  EXPECT_THAT(demo.err, HasSubstr("/nowhere"));
 }
 
 TEST_F(DaemonStory, TheDemoProvesThatNothingChangedAndLeavesNothingBehind) {

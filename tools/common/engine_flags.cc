@@ -34,9 +34,9 @@ Result<std::optional<DType>> KvDTypeFromName(std::string_view name) {
 
 }  // namespace
 
-void AddEngineFlags(FlagSet& flags, EngineFlags* engine) {
+void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when) {
   engine::EngineOptions* o = &engine->options;
-  flags.Section("Model and cache");
+  flags.Section("Model and cache" + when);
   flags.Text("model", &o->model_dir, "DIR",
              "Hugging Face Llama folder: config.json and safetensors; text needs a byte-level "
              "tokenizer");
@@ -62,7 +62,7 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine) {
            engine::RelayModeFromName,
            "attention that reads a shared system prompt once for all its requests");
 
-  flags.Section("Work");
+  flags.Section("Work" + when);
   flags.Custom(
       "threads", "N", std::to_string(o->threads),
       [o](std::string_view text) -> Status {

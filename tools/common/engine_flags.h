@@ -13,7 +13,8 @@ struct EngineFlags {
   std::string device = "cpu";
 };
 
-// Declares all of them on `flags`; `engine` must not move from here on.
-void AddEngineFlags(FlagSet& flags, EngineFlags* engine);
+// Declares all of them on `flags`; `engine` must not move from here on. `when` follows the headings
+// in the help: " (with --local)".
+void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when = "");
 
 }  // namespace kvrelay::tools

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tools/common/exit_code.h"
+
 namespace kvrelay::tools {
 namespace {
 
@@ -79,8 +81,11 @@ Result<DemoDaemon> DemoDaemons::StartOne(const std::string& name, uint32_t tp,
   const Result<std::string> line = ReadyLine(process, signals);
   if (!line) {
     if (line.error().code() == Code::kCancelled) return Error(line.error());
-    return Error(line.error().code(), "the " + name + " daemon did not become ready: " +
-                                          line.error().message() + LastWords(name));
+    const Result<ExitStatus> ended = process.Wait(std::chrono::seconds(1));
+    const bool bad_setup = ended && *ended == ExitStatus{.code = kExitUsage, .signal = 0};
+    return Error(bad_setup ? Code::kInvalidArgument : Code::kInternal,
+                 "the " + name + " daemon did not become ready (" +
+                     (ended ? ended->ToString() : line.error().message()) + ")" + LastWords(name));
   }
   DemoDaemon daemon = {.name = name,
                        .endpoint = "",

@@ -62,7 +62,7 @@ void GenerateOptions::Declare(FlagSet& flags) {
   flags.Text("request_id", &request.request_id, "ID",
              "name of the request in all logs; made when empty");
   AddLogFlag(flags, &log_level);
-  AddEngineFlags(flags, &engine);
+  AddEngineFlags(flags, &engine, " (with --local)");
 }
 
 Status GenerateOptions::Check(const FlagSet& flags) {

@@ -60,13 +60,13 @@ int InspectCommand(CommandArgs args) {
   for (;;) {
     const Result<std::string> page = Look(*asker, options);
     if (!page) {
-      if (options.watch && signals->stopped()) return kExitOk;
       ReportFailure(flags.program(), page.error(), asker->endpoint(), options.json);
       return ExitCodeOf(page.error().code());
     }
     // Home, then clear what an earlier, longer page left below.
     WriteOut(redraw ? "\033[H\033[J" + *page : *page);
-    if (!options.watch || signals->Wait(kRefresh)) return kExitOk;
+    if (!options.watch) return kExitOk;
+    if (signals->Wait(kRefresh)) return kExitCancelled;
   }
 }
 

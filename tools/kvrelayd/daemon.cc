@@ -148,14 +148,20 @@ void Daemon::AnswerDescribe(const agent::ResponderPtr& responder) {
   });
 }
 
-void Daemon::LogStart() const {
-  std::string version = FullVersionText();
-  std::replace(version.begin(), version.end() - 1, '\n', ';');
-  LOG(INFO) << Trim(version) << "; " << facts_.role << " " << agent_->endpoint() << ", TP "
-            << agent_->tp_size() << ", model " << ModelName(engine_->options().model_dir) << " "
-            << engine_->fingerprint().ToHex() << ", cache " << engine_->pool()->num_blocks()
-            << " blocks of " << engine_->runner().block_size() << " tokens in "
-            << FormatBytes(engine_->runner().kv_bytes());
+void Daemon::LogStart() {
+  std::string line = FullVersionText();
+  for (size_t at = line.find('\n'); at != std::string::npos; at = line.find('\n')) {
+    line.replace(at, 1, "; ");
+  }
+  line += facts_.role + " " + agent_->endpoint() + ", TP " + std::to_string(agent_->tp_size()) +
+          ", model " + ModelName(engine_->options().model_dir) + " " +
+          engine_->fingerprint().ToHex() + ", cache " +
+          std::to_string(engine_->pool()->num_blocks()) + " blocks of " +
+          std::to_string(engine_->runner().block_size()) + " tokens in " +
+          FormatBytes(engine_->runner().kv_bytes());
+  agent_->Describe([line](const agent::EngineSnapshot& snapshot) {
+    LOG(INFO) << line << ", transports " << Join(snapshot.transports, ", ");
+  });
 }
 
 std::string Daemon::ReadyLine() {

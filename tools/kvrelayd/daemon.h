@@ -38,23 +38,22 @@ class Daemon {
   size_t Serve(const StopSignals& signals, Duration drain);
 
  private:
-  using Worker = std::variant<std::monostate, std::unique_ptr<engine::PrefillWorker>,
-                              std::unique_ptr<engine::DecodeWorker>>;
+  using Worker =
+      std::variant<std::unique_ptr<engine::PrefillWorker>, std::unique_ptr<engine::DecodeWorker>>;
 
   explicit Daemon(DaemonFacts facts) : facts_(std::move(facts)) {}
   Status OpenEngine(const DaemonOptions& options);
   Status OpenAgent(const DaemonOptions& options);
   void HandleQuestions();
-  void LogStart() const;
+  // One line: versions, what it serves, by which paths.
+  void LogStart();
 
   // Control thread.
   proto::HealthReply Health();
   void AnswerDescribe(const agent::ResponderPtr& responder);
   template <typename Fn>
   auto WithWorker(Fn fn) {
-    return std::holds_alternative<std::unique_ptr<engine::PrefillWorker>>(worker_)
-               ? fn(*std::get<std::unique_ptr<engine::PrefillWorker>>(worker_))
-               : fn(*std::get<std::unique_ptr<engine::DecodeWorker>>(worker_));
+    return std::visit([&fn](auto& worker) { return fn(*worker); }, worker_);
   }
 
   // Main thread: runs `fn` on the control thread and waits. Nothing when the control thread does
