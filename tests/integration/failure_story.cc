@@ -50,18 +50,23 @@ std::string FailureStory::Message(const CliResult& result) {
   return json.is_object() && json.contains("error") ? json["error"].value("message", "") : "";
 }
 
-Json FailureStory::Look(const Daemon& daemon) {
-  auto client = clients_.find(daemon.endpoint());
+std::string FailureStory::Description(const Daemon& daemon) {
+  auto client = clients_.find(daemon.pid());
   if (client == clients_.end()) {
     auto connected = agent::Client::Connect(daemon.endpoint());
-    if (!connected) return nullptr;
-    client = clients_.emplace(daemon.endpoint(), std::move(*connected)).first;
+    if (!connected) return "";
+    client = clients_.emplace(daemon.pid(), std::move(*connected)).first;
   }
   const auto body = client->second.Call(proto::Type::kDescribe, proto::Encode(proto::Describe{}),
                                         std::chrono::seconds(5));
-  if (!body) return nullptr;
+  if (!body) return "";
   const auto reply = proto::Decode<proto::DescribeReply>(*body);
-  return reply ? Json::parse(reply->json, nullptr, false) : Json(nullptr);
+  return reply ? reply->json : "";
+}
+
+Json FailureStory::Look(const Daemon& daemon) {
+  const Json look = Json::parse(Description(daemon), nullptr, false);
+  return look.is_object() ? look : Json(nullptr);
 }
 
 double FailureStory::Count(const Daemon& daemon, const std::string& counter) {
@@ -83,13 +88,13 @@ bool FailureStory::HasLease(const Daemon& prefill, const std::string& state) {
   return false;
 }
 
-bool FailureStory::IsReading(const Daemon& decode) {
-  const Json look = Look(decode);
-  if (!look.is_object()) return false;
-  for (const Json& session : look["sessions"]) {
-    if (session["state"] == "reading") return true;
-  }
-  return false;
+std::string FailureStory::ReadsFrom(const Daemon& decode) {
+  static constexpr std::string_view kReading = "\"state\":\"reading\",\"peer\":\"";
+  const std::string text = Description(decode);
+  const size_t at = text.find(kReading);
+  if (at == std::string::npos) return "";
+  const size_t begin = at + kReading.size();
+  return text.substr(begin, text.find('"', begin) - begin);
 }
 
 void FailureStory::ExpectServes(const Daemon& decode, int number) {

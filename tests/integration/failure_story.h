@@ -34,8 +34,8 @@ class FailureStory : public Story {
   double Count(const Daemon& daemon, const std::string& counter);
   // At least one lease is in this state ("claimed").
   bool HasLease(const Daemon& prefill, const std::string& state);
-  // At least one of its ranks reads from a prefill daemon now.
-  bool IsReading(const Daemon& decode);
+  // The prefill daemon that one of its ranks reads from now; empty when none does.
+  std::string ReadsFrom(const Daemon& decode);
 
   // A question asked and answered right: the daemons work.
   void ExpectServes(const Daemon& decode, int number = 900);
@@ -43,7 +43,9 @@ class FailureStory : public Story {
  private:
   std::vector<uint32_t> RightAnswer(const Args& ask);
 
-  std::map<std::string, agent::Client> clients_;  // by endpoint
+  std::string Description(const Daemon& daemon);
+
+  std::map<pid_t, agent::Client> clients_;
   std::map<Args, std::vector<uint32_t>> answers_;
 };
 

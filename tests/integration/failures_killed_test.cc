@@ -2,6 +2,7 @@
 // at the old address.
 #include <gmock/gmock.h>
 
+#include <optional>
 #include <thread>
 
 #include "tests/integration/failure_story.h"
@@ -11,24 +12,42 @@ namespace {
 
 using ::testing::HasSubstr;
 
+constexpr const char* kPacked = "--transport=ucx-packed";
+constexpr const char* kNoPrefixes = "--max_cached_system_prompts=0";
+
 class PrefillKilled : public FailureStory {
  protected:
-  // Asks until a pull is caught in the middle: the prefill daemon is frozen and the pull does not
-  // end by itself. The asking command is left in `asking`.
-  bool FreezeInTheMiddleOfAPull(const Daemon& decode, Daemon& prefill, const Args& ask,
-                                std::optional<RunningCli>& asking) {
-    for (int attempt = 0; attempt < 20; ++attempt) {
+  // Nearly all of it is system prompt, which the prefill daemon keeps and the decode daemon
+  // (without a cache) pulls again for every request: many large pulls in a short time.
+  static Args AskForALargePull() {
+    Args ask = Ask(1800, 8);
+    ask[0].replace(0, std::string("--prompt").size(), "--system");
+    ask.emplace_back("--prompt=What now?");
+    return ask;
+  }
+
+  // Asks until a pull is caught in the middle: its prefill daemon is frozen, and the pull does not
+  // end. Returns that daemon; the asking command is left in `asking`.
+  Daemon* FreezeInTheMiddleOfAPull(const Daemon& decode, const std::vector<Daemon*>& prefills,
+                                   std::optional<RunningCli>& asking) {
+    constexpr int kAttempts = 50;
+    const Args ask = AskForALargePull();
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
       asking.emplace(StartGenerate(decode, ask));
-      const bool ended = !Eventually("a pull is under way", [&] { return IsReading(decode); });
-      if (ended) return false;
-      prefill.Freeze();
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-      if (IsReading(decode)) return true;
-      prefill.Thaw();  // all its bytes had left already
+      while (asking->running()) {
+        const std::string peer = ReadsFrom(decode);
+        for (Daemon* prefill : prefills) {
+          if (prefill->endpoint() != peer) continue;
+          prefill->Freeze();
+          std::this_thread::sleep_for(std::chrono::milliseconds(100));
+          if (!ReadsFrom(decode).empty()) return prefill;
+          prefill->Thaw();  // all its bytes had left already
+        }
+      }
       ExpectRightAnswer(asking->Wait(), ask);
     }
-    ADD_FAILURE() << "no pull was caught in the middle";
-    return false;
+    ADD_FAILURE() << "no pull was caught in the middle in " << kAttempts << " attempts";
+    return nullptr;
   }
 };
 
@@ -61,10 +80,10 @@ TEST_F(PrefillKilled, WhileItComputesTheRequestEndsInAClearError) {
 }
 
 TEST_F(PrefillKilled, InTheMiddleOfAPullTheRequestEndsInAClearError) {
-  Daemon& prefill = StartPrefill({"--transport=ucx-packed"});
-  Daemon& decode = StartDecode({&prefill}, {"--transport=ucx-packed"});
+  Daemon& prefill = StartPrefill({kPacked});
+  Daemon& decode = StartDecode({&prefill}, {kPacked, kNoPrefixes});
   std::optional<RunningCli> asking;
-  ASSERT_TRUE(FreezeInTheMiddleOfAPull(decode, prefill, Ask(1900, 8), asking));
+  ASSERT_NE(FreezeInTheMiddleOfAPull(decode, {&prefill}, asking), nullptr);
   prefill.Kill();
   const CliResult result = asking->Wait();
   EXPECT_EQ(result.exit_code, 3) << result.out;
@@ -73,32 +92,20 @@ TEST_F(PrefillKilled, InTheMiddleOfAPullTheRequestEndsInAClearError) {
 }
 
 TEST_F(PrefillKilled, InTheMiddleOfAPullTheOtherOneAnswers) {
-  Daemon& first = StartPrefill({"--transport=ucx-packed"});
-  Daemon& other = StartPrefill({"--transport=ucx-packed", "--tp=2"});
-  // The first is asked first; the other is asked only when something goes wrong.
-  Daemon& decode = StartDecode({&first, &other}, {"--transport=ucx-packed"});
-  const Args ask = Ask(1900, 8);
+  Daemon& first = StartPrefill({kPacked});
+  Daemon& second = StartPrefill({kPacked, "--tp=2"});
+  Daemon& decode = StartDecode({&first, &second}, {kPacked, kNoPrefixes});
   std::optional<RunningCli> asking;
-  for (int attempt = 0; attempt < 20; ++attempt) {
-    asking.emplace(StartGenerate(decode, ask));
-    ASSERT_TRUE(Eventually("a pull is under way", [&] { return IsReading(decode); }));
-    if (HasLease(first, "claimed")) {
-      first.Freeze();
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-      if (IsReading(decode)) break;
-      first.Thaw();
-    }
-    ExpectRightAnswer(asking->Wait(), ask);
-    asking.reset();
-  }
-  ASSERT_TRUE(asking) << "no pull was caught in the middle";
-  first.Kill();
+  Daemon* victim = FreezeInTheMiddleOfAPull(decode, {&first, &second}, asking);
+  ASSERT_NE(victim, nullptr);
+  Daemon& survivor = victim == &first ? second : first;
+  victim->Kill();
   const CliResult result = asking->Wait();
-  ExpectRightAnswer(result, ask);
-  EXPECT_EQ(result.json()["prefill"], other.endpoint());
+  ExpectRightAnswer(result, AskForALargePull());
+  EXPECT_EQ(result.json()["prefill"], survivor.endpoint());
   EXPECT_EQ(result.json()["retries"], 1);
   ExpectIdle(decode);
-  ExpectIdle(other);
+  ExpectIdle(survivor);
 }
 
 TEST_F(PrefillKilled, AfterThePullTheRequestGoesOnToItsRightAnswer) {

@@ -1,7 +1,5 @@
 // Daemons that are stopped (SIGSTOP) and go on, and decode daemons that die with claims in their
 // hands.
-#include <thread>
-
 #include "tests/integration/failure_story.h"
 
 namespace kvrelay::integration {
@@ -50,20 +48,6 @@ TEST_F(Stopped, OneOfTwoWhileItComputesTheOtherAnswers) {
   ExpectIdle(decode);
 }
 
-TEST_F(Stopped, InTheMiddleOfAPullAndGoesOnTheAnswerIsRight) {
-  Daemon& prefill = StartPrefill({"--transport=ucx-packed"});
-  Daemon& decode = StartDecode({&prefill}, {"--transport=ucx-packed"});
-  const Args ask = Ask(1900, 8);
-  RunningCli asking = StartGenerate(decode, ask);
-  ASSERT_TRUE(Eventually("a pull is under way", [&] { return IsReading(decode); }));
-  prefill.Freeze();
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
-  prefill.Thaw();
-  ExpectRightAnswer(asking.Wait(), ask);
-  ExpectIdle(decode);
-  ExpectIdle(prefill);
-}
-
 // The daemon that read is gone with its claim: nobody releases it, nobody sends heartbeats.
 TEST_F(Stopped, AKilledDecodeDaemonsLeaseEndsByItsTimeToLive) {
   Daemon& prefill = StartPrefill({kSlowPrefill, "--lease_ttl_ms=1500"});
@@ -101,13 +85,13 @@ TEST_F(Stopped, ADecodeDaemonKilledWhileThePrefillComputesLeavesNothingBehind) {
 // prompt's KV, and the reader comes back and pulls them.
 TEST_F(Stopped, BlocksThatGotAnotherPromptMeanwhileAreNeverServed) {
   for (const std::string transport : {"--transport=mapped", "--transport=ucx-packed"}) {
-    // 40 blocks of 16 tokens: the second prompt needs blocks of the first.
+    // 64 blocks of 16 tokens: of the first prompt's 57 the second one needs some.
     Daemon& prefill =
-        StartPrefill({kSlowPrefill, transport, "--lease_ttl_ms=700", "--kv_blocks=40"});
+        StartPrefill({"--prefill_chunk=8", transport, "--lease_ttl_ms=500", "--kv_blocks=64"});
     Daemon& sleeper = StartDecode({&prefill}, {transport});
     Daemon& other = StartDecode({&prefill}, {transport});
     ExpectServes(sleeper);  // it has shaken hands: nothing but the pull itself is between
-    const Args ask = Ask(400, 8, 1);
+    const Args ask = Ask(900, 8, 1);
     RunningCli asking = StartGenerate(sleeper, ask);
     ASSERT_TRUE(Eventually("claimed", [&] { return HasLease(prefill, "claimed"); }));
     sleeper.Freeze();
@@ -115,15 +99,16 @@ TEST_F(Stopped, BlocksThatGotAnotherPromptMeanwhileAreNeverServed) {
       const Json look = Look(prefill);
       return look.is_object() && look["leases"].empty();
     }));
-    const Args overwrite = Ask(600, 8, 2);
-    ExpectRightAnswer(RunGenerate(other, overwrite), overwrite);
+    const Args overwrite = Ask(250, 8, 2);
+    const CliResult overwritten = RunGenerate(other, overwrite);
     sleeper.Thaw();
+    ExpectRightAnswer(overwritten, overwrite);
     const CliResult result = asking.Wait();
     if (result.exit_code == 0) {
       ExpectRightAnswer(result, ask);
       EXPECT_GE(result.json()["retries"], 1) << result.out;
-    } else {
-      ExpectFailure(result, 1, "kLeaseEnded");
+    } else {  // it was away for so long that its peers gave it up
+      EXPECT_EQ(result.json()["error"]["retryable"], true) << result.out;
     }
     ExpectIdle(prefill);
     ExpectIdle(sleeper);

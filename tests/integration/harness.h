@@ -76,6 +76,7 @@ class RunningCli {
  public:
   RunningCli(const Args& args, const std::string& folder);
   void Signal(int signal) const;
+  bool running() { return process_ && process_->running(); }
   std::string out() const;  // up to now
   // Kills it when the time is over; that is a test failure.
   CliResult Wait(Duration at_most = std::chrono::seconds(60));
