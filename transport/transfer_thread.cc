@@ -58,7 +58,7 @@ void TransferThread::Run(Worker& worker) {
     } else if (queue_.ApproximateSize() == 0 && now - last_activity >= spin_ &&
                worker.PrepareToSleep()) {
       loop_->Poll(next);
-      last_activity = TimePoint::min() + spin_;  // waking is no activity by itself
+      last_activity = Now() - spin_;  // waking is no activity by itself
     }
   }
   worker.Finish();

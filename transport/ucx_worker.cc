@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <ucm/api/ucm.h>
 #include <ucs/config/global_opts.h>
+#include <unistd.h>
 
 #include <mutex>
 #include <utility>
@@ -32,6 +33,12 @@ void QuietLog() {
 Status CheckInterface(const std::string& interface) {
   if (if_nametoindex(interface.c_str()) == 0) {
     return Error(Code::kInvalidArgument, "there is no network interface " + interface + " here");
+  }
+  // UCX looks for interfaces there, and a container's /sys may still be that of its host.
+  if (access(("/sys/class/net/" + interface).c_str(), F_OK) != 0) {
+    return Error(Code::kInvalidArgument, "/sys/class/net does not show the network interface " +
+                                             interface +
+                                             ": /sys is that of another network namespace");
   }
   ifaddrs* list = nullptr;
   if (getifaddrs(&list) != 0) return Error(Code::kInternal, "getifaddrs failed");

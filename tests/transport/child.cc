@@ -85,9 +85,13 @@ RegisterChild::RegisterChild(const std::string& name, ChildMain main) {
 
 int RunChild(int argc, char** argv) {
   if (argc < 2 || std::string(argv[1]).rfind(kFlag, 0) != 0) return -1;
-  const auto it = Mains().find(std::string(argv[1]).substr(sizeof(kFlag) - 1));
-  if (it == Mains().end()) return 127;
-  return it->second(std::vector<std::string>(argv + 2, argv + argc));
+  return RunRegisteredChild(std::string(argv[1]).substr(sizeof(kFlag) - 1),
+                            std::vector<std::string>(argv + 2, argv + argc));
+}
+
+int RunRegisteredChild(const std::string& name, const std::vector<std::string>& arguments) {
+  const auto it = Mains().find(name);
+  return it == Mains().end() ? 127 : it->second(arguments);
 }
 
 }  // namespace kvrelay::transport

@@ -40,6 +40,8 @@ using ChildMain = std::function<int(const std::vector<std::string>& arguments)>;
 struct RegisterChild {
   RegisterChild(const std::string& name, ChildMain main);
 };
+// 127 when there is none of that name.
+int RunRegisteredChild(const std::string& name, const std::vector<std::string>& arguments);
 // Exit code, when the command line asks for a child; -1 otherwise.
 int RunChild(int argc, char** argv);
 

@@ -1,9 +1,11 @@
 // The processes that tests start beside their own.
 #include <poll.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <iostream>
-#include <map>
 #include <sstream>
 #include <string>
 
@@ -21,49 +23,77 @@ bool StdinReady() {
 // owner PATH RUN_DIR KV_BYTES SEED [INTERFACE]: says "ready SPEC", then obeys its stdin:
 //   start SLOT | end SLOT           a lease on a record; answers "ok"
 //   send SPEC STREAM CHUNKS CHUNK_BYTES SLOT TIMEOUT_MS   answers "sent CODE" when it completed
-//   counters                        answers "counters name=value ..."
-int OwnerMain(const std::vector<std::string>& arguments) {
-  Node node(arguments.at(0), arguments.at(1), std::stoull(arguments.at(2)), [&](Options& options) {
-    if (arguments.size() > 4) options.data_interface = arguments[4];
-  });
-  node.Fill(std::stoull(arguments.at(3)));
-  std::cout << "ready " << ToText(node.Spec("owner")) << std::endl;
-  while (true) {
-    node.control().RunUntil(StdinReady, std::chrono::hours(1));
-    std::string line;
-    if (!std::getline(std::cin, line)) return 0;
-    std::istringstream in(line);
+//   connect SPEC                    answers "connected CODE MESSAGE"
+//   receive STREAM CHUNKS CHUNK_BYTES SEED SLOT   from where it is connected to; answers
+//   "receiving", and
+//                                   "received CODE right|wrong MILLISECONDS" when it completed
+struct NodeChild {
+  Node node;
+  PeerSpec peer_spec = {};
+  PeerHandle peer = 0;
+
+  void Obey(std::istringstream& in) {
     std::string verb;
+    std::string spec;
+    uint64_t stream = 0;
+    uint32_t chunks = 0;
+    uint64_t chunk_bytes = 0;
+    uint64_t seed = 0;
+    uint32_t slot = 0;
+    int64_t timeout_ms = 0;
     in >> verb;
-    if (verb == "start" || verb == "end") {
-      uint32_t slot = 0;
+    if (verb == "start") {
       in >> slot;
-      if (verb == "start") {
-        node.StartLease(slot);
-      } else {
-        node.record(slot)->End();
-      }
+      node.StartLease(slot);
+      std::cout << "ok" << std::endl;
+    } else if (verb == "end") {
+      in >> slot;
+      node.record(slot)->End();
       std::cout << "ok" << std::endl;
     } else if (verb == "send") {
-      std::string reader;
-      uint64_t stream = 0;
-      uint32_t chunks = 0;
-      uint64_t chunk_bytes = 0;
-      uint32_t slot = 0;
-      int64_t timeout_ms = 0;
-      in >> reader >> stream >> chunks >> chunk_bytes >> slot >> timeout_ms;
+      in >> spec >> stream >> chunks >> chunk_bytes >> slot >> timeout_ms;
       node.transport().StartPackedSend(
-          FromText(reader), stream, SendPlan(chunks, chunk_bytes), node.record(slot),
+          FromText(spec), stream, SendPlan(chunks, chunk_bytes), node.record(slot),
           Lease(node.Spec(""), slot), In(Millis(timeout_ms)), [](const Completion& completion) {
             std::cout << "sent " << CodeName(completion.status.code()) << std::endl;
           });
-    } else if (verb == "counters") {
-      std::cout << "counters";
-      for (const auto& [name, value] : node.transport().counters()) {
-        std::cout << ' ' << name << '=' << value;
-      }
-      std::cout << std::endl;
+    } else if (verb == "connect") {
+      in >> spec;
+      peer_spec = FromText(spec);
+      const auto connected = node.Connect(
+          peer_spec, [] {}, std::chrono::seconds(2));
+      if (connected.has_value()) peer = *connected;
+      const Status status = connected.has_value() ? Status() : connected.error();
+      std::cout << "connected " << CodeName(status.code()) << ' ' << status.message() << std::endl;
+    } else if (verb == "receive") {
+      in >> stream >> chunks >> chunk_bytes >> seed >> slot;
+      const TimePoint begin = In({});
+      node.transport().StartPackedReceive(
+          peer, stream, ReceivePlan(chunks, chunk_bytes), Lease(peer_spec, slot),
+          In(std::chrono::seconds(20)), [=, this](const Completion& completion) {
+            const double ms = ToMillis(In({}) - begin);
+            const bool right = !node.FirstWrong(seed, chunks * chunk_bytes).has_value();
+            std::cout << "received " << CodeName(completion.status.code())
+                      << (right ? " right " : " wrong ") << ms << std::endl;
+          });
+      std::cout << "receiving" << std::endl;
     }
+  }
+};
+
+int OwnerMain(const std::vector<std::string>& arguments) {
+  NodeChild child{
+      Node(arguments.at(0), arguments.at(1), std::stoull(arguments.at(2)), [&](Options& options) {
+        if (arguments.size() > 4) options.data_interface = arguments[4];
+      })};
+  child.node.Fill(std::stoull(arguments.at(3)));
+  std::cout << "ready " << ToText(child.node.Spec("owner")) << std::endl;
+  while (true) {
+    child.node.control().RunUntil(StdinReady, std::chrono::hours(1));
+    std::string line;
+    if (!std::getline(std::cin, line)) return 0;
+    std::istringstream in(line);
+    child.Obey(in);
   }
 }
 const RegisterChild kOwner("owner", OwnerMain);
@@ -78,6 +108,33 @@ int ReaderMain(const std::vector<std::string>& arguments) {
   return 0;
 }
 const RegisterChild kReader("reader", ReaderMain);
+
+// isolated NAME ARGUMENTS...: in a network, mount and IPC namespace of its own, with 64 MiB of
+// /dev/shm and a /run that nobody shares. Says "isolated" (or "refused"), waits for "go ADDRESS"
+// when its parent has given it an interface kvtest0 or kvtest1, and goes on as NAME.
+int IsolatedMain(const std::vector<std::string>& arguments) {
+  if (unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC) != 0 ||
+      mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+      mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=64m") != 0 ||
+      mount("tmpfs", "/run", "tmpfs", 0, "size=1m") != 0 ||
+      mount("sysfs", "/sys", "sysfs", MS_RDONLY, nullptr) != 0) {
+    std::cout << "refused" << std::endl;
+    return 1;
+  }
+  std::cout << "isolated" << std::endl;
+  std::string line;
+  std::getline(std::cin, line);
+  std::istringstream in(line);
+  std::string go;
+  std::string interface;
+  std::string address;
+  in >> go >> interface >> address;
+  const std::string commands = "ip link set lo up; ip address add " + address + "/24 dev " +
+                               interface + " && ip link set " + interface + " up";
+  if (std::system(commands.c_str()) != 0) return 1;
+  return RunRegisteredChild(arguments.at(0), {arguments.begin() + 1, arguments.end()});
+}
+const RegisterChild kIsolated("isolated", IsolatedMain);
 
 }  // namespace
 }  // namespace kvrelay::transport

@@ -46,7 +46,7 @@ TEST(PlanCursorTest, StepsOfAnySizeCopyWhatThePlanCopies) {
   std::vector<std::byte> source(kRegionBytes);
   for (std::byte& b : source) b = static_cast<std::byte>(random());
   const std::byte* const sources[] = {source.data()};
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 60; ++round) {
     const CopyPlan plan = RandomPlan(random);
     const uint64_t region_bytes = kRegionBytes;
     ASSERT_TRUE(plan.Validate(std::span(&region_bytes, 1), std::span(&region_bytes, 1)).ok());

@@ -30,7 +30,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::HasSubstr;
 
-constexpr uint64_t kKvBytes = 32 << 20;
+constexpr uint64_t kKvBytes = 16 << 20;
 constexpr uint64_t kChunk = 256 << 10;
 constexpr uint32_t kAllChunks = kKvBytes / kChunk;
 
@@ -109,7 +109,7 @@ TEST_F(UcxPackedTest, TwoProcessesWorthOfStreamsCrossAtOnce) {
   // where.
   int open = 0;
   const auto start = [&](Node& owner, Node& reader, PeerHandle peer, StreamId id, uint32_t first) {
-    constexpr uint32_t kChunks = 20;
+    constexpr uint32_t kChunks = 10;
     const auto shifted = [first](StreamPlan plan) {
       return StreamPlan{plan.chunks, plan.max_chunk_bytes,
                         [plan, first](uint32_t chunk) { return plan.plan_chunk(first + chunk); }};
@@ -127,22 +127,22 @@ TEST_F(UcxPackedTest, TwoProcessesWorthOfStreamsCrossAtOnce) {
                                       finished);
   };
   for (uint32_t i = 0; i < 3; ++i) {
-    start(a, c, *c_to_a, 10 + i, i * 20);
-    start(b, c, *c_to_b, 20 + i, 60 + i * 20);
+    start(a, c, *c_to_a, 10 + i, i * 10);
+    start(b, c, *c_to_b, 20 + i, 30 + i * 10);
   }
   ASSERT_TRUE(c.control().RunUntil([&] {
     a.control().RunFor(milliseconds(1));
     b.control().RunFor(milliseconds(1));
     return open == 0;
   }));
-  EXPECT_EQ(c.FirstWrong(1, 60 * kChunk), std::nullopt);
-  EXPECT_EQ(std::memcmp(c.kv() + 60 * kChunk, b.kv() + 60 * kChunk, 60 * kChunk), 0);
+  EXPECT_EQ(c.FirstWrong(1, 30 * kChunk), std::nullopt);
+  EXPECT_EQ(std::memcmp(c.kv() + 30 * kChunk, b.kv() + 30 * kChunk, 30 * kChunk), 0);
   start(a, b, *b_to_a, 30, 0);
   ASSERT_TRUE(b.control().RunUntil([&] {
     a.control().RunFor(milliseconds(1));
     return open == 0;
   }));
-  EXPECT_EQ(b.FirstWrong(1, 20 * kChunk), std::nullopt);
+  EXPECT_EQ(b.FirstWrong(1, 10 * kChunk), std::nullopt);
 }
 
 TEST_F(UcxPackedTest, KilledOwnerFailsItsStreamsAtOnce) {
