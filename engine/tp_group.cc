@@ -20,7 +20,8 @@ void Pause() { __builtin_ia32_pause(); }
 TpGroup::TpGroup(uint32_t size)
     : size_(size),
       spins_(static_cast<int>(size) <= AvailableThreads() ? kSpins : 0),
-      inputs_(size) {
+      reductions_(size) {
+  for (auto& parts : parts_) parts.resize(size);
   for (uint32_t rank = 1; rank < size_; ++rank) {
     threads_.emplace_back([this, rank] { Loop(rank); });
   }
@@ -70,6 +71,7 @@ Status TpGroup::Run(const StepFn& step) {
   first_error_ = Status::Ok();
   failed_.store(false, std::memory_order_relaxed);
   arrived_.store(0, std::memory_order_relaxed);
+  std::fill(reductions_.begin(), reductions_.end(), 0);
   running_.store(size_ - 1, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -96,21 +98,16 @@ bool TpGroup::Barrier() {
 
 Status TpGroup::AllReduce(uint32_t rank, std::span<float> data) {
   if (size_ == 1) return Status::Ok();
-  inputs_[rank] = data;
+  std::vector<std::vector<float>>& parts = parts_[reductions_[rank]++ % 2];
+  parts[rank].assign(data.begin(), data.end());
   if (!Barrier()) return {Code::kCancelled, "another rank failed"};
-  // Each rank adds up its slice of everybody's data and stores the sums to everybody: no other rank
-  // touches that slice.
-  const size_t begin = data.size() * rank / size_;
-  const size_t end = data.size() * (rank + 1) / size_;
-  float* first = inputs_[0].data();
+  // Everybody adds up everything: waiting for others to do a part of it costs more than the
+  // additions.
+  std::copy(parts[0].begin(), parts[0].end(), data.begin());
   for (uint32_t other = 1; other < size_; ++other) {
-    const float* add = inputs_[other].data();
-    for (size_t i = begin; i < end; ++i) first[i] += add[i];
+    const float* add = parts[other].data();
+    for (size_t i = 0; i < data.size(); ++i) data[i] += add[i];
   }
-  for (uint32_t other = 1; other < size_; ++other) {
-    std::copy(first + begin, first + end, inputs_[other].data() + begin);
-  }
-  if (!Barrier()) return {Code::kCancelled, "another rank failed"};
   return Status::Ok();
 }
 

@@ -2,6 +2,7 @@
 // partial results.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -46,9 +47,12 @@ class TpGroup {
   void WaitWhile(const std::atomic<uint32_t>& word, uint32_t old) const;
 
   const uint32_t size_;
-  const int spins_;                       // before sleeping; none where ranks outnumber processors
-  const StepFn* step_ = nullptr;          // written before generation_ moves on
-  std::vector<std::span<float>> inputs_;  // of the AllReduce under way, by rank
+  const int spins_;               // before sleeping; none where ranks outnumber processors
+  const StepFn* step_ = nullptr;  // written before generation_ moves on
+  // What the ranks add, by rank, in turns: a rank fills one set while slower ones still read the
+  // other, and needs no second barrier.
+  std::array<std::vector<std::vector<float>>, 2> parts_;
+  std::vector<uint32_t> reductions_;  // AllReduce calls since the step began, by rank
 
   std::atomic<uint32_t> generation_{0};  // one more: a new step, or the end
   std::atomic<bool> stop_{false};

@@ -124,7 +124,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"/num_attention_heads", 0, "num_attention_heads"},
         Refusal{"/num_hidden_layers", 256, "num_hidden_layers"},
         Refusal{"/hidden_size", -32, "hidden_size"}, Refusal{"/hidden_size", 32.5, "hidden_size"},
-        Refusal{"/hidden_size", 12, "head_dim"}, Refusal{"/vocab_size", "96", "vocab_size"},
+        Refusal{"/hidden_size", 30, "head_dim"}, Refusal{"/vocab_size", "96", "vocab_size"},
         Refusal{"/head_dim", 7, "head_dim"}, Refusal{"/rms_norm_eps", 0, "rms_norm_eps"},
         Refusal{"/bos_token_id", 96, "bos_token_id"},
         Refusal{"/eos_token_id", {1, -1}, "eos_token_id"},

@@ -69,10 +69,10 @@ TEST(SamplerTest, TopPSortsAsFarAsNeeded) {
   std::vector<float> logits(5000);
   for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i % 97) * 0.01F;
   std::map<uint32_t, int> seen;
-  for (uint32_t i = 0; i < 300; ++i) {
+  for (uint32_t i = 0; i < 100; ++i) {
     ++seen[Sample(logits, {.temperature = 1, .top_p = 0.99, .seed = 5}, i)];
   }
-  EXPECT_GT(seen.size(), 200U);
+  EXPECT_GT(seen.size(), 80U);
 }
 
 TEST(SamplerTest, NeverLeavesTheVocabulary) {

@@ -19,11 +19,12 @@ class SchedulerTest : public testing::Test {
  protected:
   static constexpr uint32_t kBlock = 4;
 
-  void Open(uint32_t blocks, SchedulerOptions options = {}, uint32_t max_prefixes = 100) {
+  void Open(uint32_t blocks, SchedulerOptions options = {}, uint32_t max_prefixes = 100,
+            uint32_t tp = 1) {
     EngineOptions engine = SmallOptions("tests/engine/data/tiny-gqa");
     engine.block_size = kBlock;
     engine.kv_blocks = blocks;
-    engine.tp = 2;
+    engine.tp = tp;
     const auto config = LoadModelConfig(engine.model_dir);
     runner_ = std::move(*ModelRunner::Create(*config, *Checkpoint::Open(engine.model_dir), engine));
     prefixes_ = std::make_unique<SystemPrefixStore>(max_prefixes);
@@ -290,7 +291,7 @@ TEST_F(SchedulerTest, EndAllEndsWaitingAndRunning) {
 TEST_F(SchedulerTest, APrefilledRequestIsDecodedElsewhere) {
   const std::vector<uint32_t> system = Ids(10, 5);
   const std::vector<uint32_t> own = Ids(7, 6);
-  Open(64, {.prefill_chunk = 3});
+  Open(64, {.prefill_chunk = 3}, 100, 2);
   const RequestNumber local = Add(Make(system, own, 9));
   RunAll();
   prefixes_->Clear();
@@ -354,7 +355,7 @@ TEST_F(SchedulerTest, APrefilledRequestIsDecodedElsewhere) {
 }
 
 TEST_F(SchedulerTest, AHeldRequestHearsWhatIsDoneAlready) {
-  Open(64);
+  Open(64, {}, 100, 2);
   const std::vector<uint32_t> system = Ids(8, 5);
   Add(Make(system, {1}, 2));
   RunAll();
