@@ -251,7 +251,7 @@ int Run(const Options& o) {
 
 int main(int argc, char** argv) {
   using namespace kvrelay::tools;
-  IgnoreClosedPipes();
+  PrepareStandardStreams();
   const std::vector<std::string> args(argv + 1, argv + argc);
   Options options;
   FlagSet flags("bench_attention [flags]",
