@@ -1,8 +1,8 @@
 #include "kvcache/available_memory.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 

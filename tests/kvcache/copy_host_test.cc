@@ -15,7 +15,6 @@
 namespace kvrelay {
 namespace {
 
-using testing_support::Pick;
 using testing_support::Random;
 using testing_support::TestSeed;
 

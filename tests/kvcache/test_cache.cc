@@ -17,7 +17,7 @@ std::byte TrueByte(uint32_t layer, bool v, uint32_t head, uint32_t token, uint64
 }
 
 TestCache::TestCache(KvLayout layout, KvShard shard, std::byte fill)
-    : layout_(std::move(layout)), shard_(std::move(shard)) {
+    : layout_(std::move(layout)), shard_(shard) {
   for (const auto* tensors : {&layout_.k, &layout_.v}) {
     for (const TensorPlace& place : *tensors) {
       if (place.region >= regions_.size()) regions_.resize(place.region + 1);
