@@ -7,8 +7,6 @@
 // reader on one thread; the socket carries as many bytes from one buffer into another. Each round
 // runs all of them, in an order that changes from round to round.
 #include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -325,7 +323,6 @@ class Reader {
       Check(completion.bytes == bytes, "bytes are missing");
       finished = true;
     };
-    const TimePoint deadline = start + std::chrono::seconds(60);
     switch (way) {
       case 0:
         for (const BlockPair& pair : pairs) {
@@ -343,13 +340,14 @@ class Reader {
         break;
       }
       case 2:
-        self_.mapped->Read(mapped_, std::move(plan), {1, 0}, deadline, done);
+        self_.mapped->Read(mapped_, std::move(plan), {1, 0}, start + std::chrono::seconds(60),
+                           done);
         self_.RunUntil([&] { return finished; });
         break;
       case 3: {
         const Request request{'p', ++stream_, slice, bytes};
         self_.packed->StartPackedReceive(packed_, stream_, std::move(stream), Lease(owner_),
-                                         deadline, done);
+                                         start + std::chrono::seconds(60), done);
         WriteAll(control_fd_, &request, sizeof(request));
         self_.RunUntil([&] { return finished; });
         break;
