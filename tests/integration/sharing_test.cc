@@ -69,7 +69,9 @@ TEST_F(Sharing, TheFirstRequestIsCancelledWhileItsSystemPromptIsUnderWay) {
           client->Stream(proto::Type::kGenerate, proto::Encode(first), Millis(60'000),
                          [](std::string_view) { return Status::Ok(); });
       // It may have been quicker.
-      if (!cancelled.has_value()) EXPECT_EQ(cancelled.error().code(), Code::kCancelled);
+      if (!cancelled.has_value()) {
+        EXPECT_EQ(cancelled.error().code(), Code::kCancelled);
+      }
     });
     std::thread leaves([&] {
       std::this_thread::sleep_for(Millis(5 + 15 * round));
