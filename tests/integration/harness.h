@@ -40,7 +40,7 @@ class Daemon {
 
   bool started() const { return !ready_.is_null(); }
   const Json& ready() const { return ready_; }  // its first line
-  std::string endpoint() const { return ready_.value("endpoint", ""); }
+  std::string endpoint() const { return started() ? ready_.value("endpoint", "") : ""; }
   pid_t pid() const { return process_ ? process_->pid() : -1; }
   const std::string& name() const { return name_; }
   std::string log() const;  // its stderr up to now
