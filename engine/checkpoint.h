@@ -20,7 +20,6 @@ class Checkpoint {
   // that leaves the folder, or a tensor that its shard does not have.
   static Result<Checkpoint> Open(const std::string& model_dir);
 
-  bool Has(const std::string& name) const { return tensors_.contains(name); }
   const std::map<std::string, const TensorInfo*>& tensors() const { return tensors_; }
 
   // Copies the box rows [row_begin, row_begin + rows) x columns [column_begin, column_begin +

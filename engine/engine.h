@@ -49,7 +49,6 @@ class Engine {
   const ModelRunner& runner() const { return *runner_; }
   const std::shared_ptr<BlockPool>& pool() const { return runner_->pool(); }
   SystemPrefixStore& prefixes() { return *prefixes_; }
-  const RequestLimits& limits() const { return limits_; }
   // As of the last step.
   SchedulerCounts counts() const;
 

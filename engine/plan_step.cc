@@ -107,6 +107,7 @@ void Scheduler::ApplyTokens(Sequence& sequence, uint32_t tokens, const ItemResul
 }
 
 bool Scheduler::Step() {
+  KVRELAY_DCHECK_THREAD(engine_thread_);
   Expire();
   Admit();
   std::vector<Work> works = PlanStep();

@@ -15,6 +15,7 @@ Scheduler::Scheduler(ModelRunner& runner, SystemPrefixStore& prefixes, Scheduler
 Scheduler::~Scheduler() = default;
 
 void Scheduler::Add(RequestNumber number, Request request) {
+  KVRELAY_DCHECK_THREAD(engine_thread_);
   auto sequence = std::make_unique<Sequence>();
   sequence->number = number;
   sequence->request = std::move(request);
@@ -44,6 +45,7 @@ Scheduler::Sequence* Scheduler::Find(RequestNumber number) {
 }
 
 void Scheduler::Begin(RequestNumber number, engine::Begin begin) {
+  KVRELAY_DCHECK_THREAD(engine_thread_);
   Sequence* sequence = Find(number);
   if (sequence == nullptr || sequence->begun || sequence->blocks.empty()) return;
   sequence->begun = true;
@@ -99,6 +101,7 @@ void Scheduler::DropFinished() {
 }
 
 void Scheduler::End(RequestNumber number, const Status& why) {
+  KVRELAY_DCHECK_THREAD(engine_thread_);
   Sequence* sequence = Find(number);
   if (sequence == nullptr) return;
   const bool cancelled = why.code() == Code::kCancelled;

@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/thread_checker.h"
 #include "engine/model_runner.h"
 #include "engine/request.h"
 #include "kvcache/prefix_store.h"
@@ -95,6 +96,7 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> queue_;    // not yet admitted, in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;  // in order of admission
   SchedulerCounts counts_;
+  ThreadChecker engine_thread_;
 };
 
 }  // namespace kvrelay::engine
