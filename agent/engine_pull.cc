@@ -71,9 +71,9 @@ Status EnginePull::CheckClaim(const proto::ClaimReply& claim) const {
 void EnginePull::OnClaimed(const Result<std::string>& reply) {
   if (finished_) return;
   claim_call_.reset();
-  auto claim = reply.has_value() ? proto::Decode<proto::ClaimReply>(*reply)
-                                 : Result<proto::ClaimReply>(tl::unexpected(reply.error()));
-  if (!claim.has_value()) return Fail(claim.error());
+  if (!reply.has_value()) return Fail(reply.error());
+  auto claim = proto::Decode<proto::ClaimReply>(*reply);
+  if (!claim.has_value()) return Fail(claim.error().Wrap(Who()));
   if (Status status = CheckClaim(*claim); !status.ok()) return Fail(status);
   claim_ = std::move(*claim);
   claimed_ = true;

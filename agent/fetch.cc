@@ -11,6 +11,13 @@ namespace {
 constexpr Duration kPause =
     Millis(100);  // times the number of tries, before the same worker is asked again
 
+// The request passed this engine's own checks. What is invalid after that is between the worker and
+// us, and no usage of the client's.
+Status NotTheClientsFault(const Status& status) {
+  if (status.code() != Code::kInvalidArgument) return status;
+  return {Code::kIncompatible, status.message()};
+}
+
 }  // namespace
 
 Fetch::Fetch(ReaderContext& context, PrefixTable& prefixes, PrefillPool& pool, FetchOptions options,
@@ -140,12 +147,12 @@ void Fetch::OnLoaded(const Result<LoadResult>& result) {
 void Fetch::EndTry(const Status& status) {
   Env& env = context_.env;
   trying_ = false;
-  failure_ = status;
+  failure_ = NotTheClientsFault(status);
   env.clock.Cancel(std::exchange(timer_, 0));
   if (call_ != 0) env.rpc.Abandon(std::exchange(call_, 0));
-  pool_.Done(endpoint_, tokens(), cancelled_.ok() ? status.code() : Code::kCancelled);
+  pool_.Done(endpoint_, tokens(), cancelled_.ok() ? failure_.code() : Code::kCancelled);
   if (load_) {
-    load_->Cancel(status);  // no-op when it ended by itself; OnDrained goes on
+    load_->Cancel(failure_);  // no-op when it ended by itself; OnDrained goes on
     return;
   }
   env.clock.CallAfter({}, [self = shared_from_this()] { self->AfterTry(); });
