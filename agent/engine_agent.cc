@@ -116,6 +116,7 @@ void EngineAgent::Run() {
 
 void EngineAgent::Shutdown() {
   for (const auto& rank : ranks_) rank->Stop();
+  for (const auto& rank : ranks_) rank->Clear();
 }
 
 // Looks at a prefill worker for ever: often while it answers, with growing pauses while it does

@@ -69,6 +69,7 @@ class EngineAgent {
   // Any thread.
   const std::string& endpoint() const { return endpoint_; }  // of the front, as others dial it
   EngineId engine() const { return options_.engine; }
+  const ContentHash& model() const { return options_.model; }
   Incarnation incarnation() const { return incarnation_; }
   Counters& counters() { return counters_; }
   void Post(std::function<void()> fn) { ranks_.front()->Post(std::move(fn)); }

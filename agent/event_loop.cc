@@ -22,7 +22,17 @@ struct EventLoop::Watch {
 
 EventLoop::EventLoop(Options options) : spin_(options.spin), posted_(SIZE_MAX) {}
 
-EventLoop::~EventLoop() = default;
+EventLoop::~EventLoop() { Clear(); }
+
+// What closures hold may post or set timers again when it dies.
+void EventLoop::Clear() {
+  std::vector<std::function<void()>> posted;
+  while (posted_.DrainInto(posted) > 0 || !timers_.empty()) {
+    timer_times_.clear();
+    const auto timers = std::exchange(timers_, {});
+    posted.clear();
+  }
+}
 
 TimePoint EventLoop::Now() const { return std::chrono::steady_clock::now(); }
 

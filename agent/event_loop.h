@@ -56,6 +56,9 @@ class EventLoop final : public Clock {
 
   // Turns the calling thread into the control thread until Stop. May run again afterwards.
   void Run();
+  // Not inside Run: destroys what was posted or timed and did not run, together with what that
+  // holds.
+  void Clear();
   // Any thread. Run returns after the callback in progress; before Run: the next Run returns at
   // once.
   void Stop();

@@ -96,7 +96,21 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
                                         : transport_notes_.back())};
 }
 
-RankAgent::~RankAgent() { Stop(); }
+RankAgent::~RankAgent() {
+  Stop();
+  // Operations in flight hold their sessions until the transports end, and sessions hold calls.
+  reader_.reset();
+  peers_.reset();
+  owner_.reset();
+  transports_.clear();
+  Clear();
+}
+
+void RankAgent::Clear() {
+  loop_.Clear();
+  if (rpc_ != nullptr) rpc_->AbandonAll();
+  loop_.Clear();
+}
 
 void RankAgent::Run() {
   thread_ = std::thread([this] { loop_.Run(); });

@@ -65,6 +65,9 @@ class RankAgent {
   void Run();
   // Stops it; afterwards the control thread's objects belong to the caller. Idempotent.
   void Stop();
+  // After Stop: lets go of everything that was timed, posted or called and did not run. The
+  // leader's objects, which it may hold, can be destroyed then.
+  void Clear();
 
   // Any thread.
   const std::string& endpoint() const { return endpoint_; }

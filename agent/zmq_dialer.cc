@@ -46,7 +46,7 @@ ZmqDialer::ZmqDialer(std::shared_ptr<ZmqContext> context, EventLoop& loop, Count
       idle_close_(idle_close) {}
 
 ZmqDialer::~ZmqDialer() {
-  for (const auto& [id, call] : calls_) loop_.Cancel(call.timer);
+  AbandonAll();
   for (const auto& [endpoint, peer] : peers_) {
     loop_.Cancel(peer->idle);
     loop_.Unwatch(peer->socket_watch);
@@ -94,6 +94,10 @@ Rpc::CallId ZmqDialer::Call(const std::string& endpoint, proto::Type type, std::
   (*peer)->calls.insert(id);
   loop_.Cancel(std::exchange((*peer)->idle, 0));
   return id;
+}
+
+void ZmqDialer::AbandonAll() {
+  while (!calls_.empty()) Abandon(calls_.begin()->first);
 }
 
 void ZmqDialer::Abandon(Rpc::CallId id) {

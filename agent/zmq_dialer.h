@@ -36,6 +36,7 @@ class ZmqDialer {
   Rpc::CallId Call(const std::string& endpoint, proto::Type type, std::string body,
                    TimePoint deadline, Rpc::OnReply on_reply);
   void Abandon(Rpc::CallId id);
+  void AbandonAll();
 
   size_t connections() const { return peers_.size(); }
 

@@ -40,6 +40,8 @@ class ZmqRpc final : public Rpc {
   CallId Call(const std::string& endpoint, proto::Type type, std::string body, TimePoint deadline,
               OnReply on_reply) override;
   void Abandon(CallId id) override;
+  // Abandons all calls in flight; what their callbacks hold goes with them.
+  void AbandonAll() { dialer_.AbandonAll(); }
 
  private:
   ZmqRpc(std::shared_ptr<ZmqContext> context, EventLoop& loop, Counters& counters,
