@@ -69,11 +69,9 @@ const char* PullSession::state() const {
 void PullSession::OnPeer(size_t index, const Result<std::shared_ptr<const ReadyPeer>>& peer) {
   if (finished_) return;
   if (!peer.has_value()) return Fail(peer.error());
-  Part& part = parts_[index];
-  if (Status status = StartPart(part, **peer); !status.ok()) {
-    return Fail(status.Wrap(Context(part)));
-  }
   if (--handshakes_left_ == 0) handshake_ms_ = ToMillis(env_.clock.Now() - started_);
+  Part& part = parts_[index];
+  if (Status status = StartPart(part, **peer); !status.ok()) Fail(status.Wrap(Context(part)));
 }
 
 std::string PullSession::Context(const Part& part) const {
