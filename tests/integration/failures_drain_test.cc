@@ -89,7 +89,7 @@ TEST_F(Drained, APrefillThatComputesFinishesAndTheNextRequestGoesToTheOther) {
 TEST_F(Drained, ADecodeDaemonFinishesItsStreamAndRefusesNewRequests) {
   Daemon& prefill = StartPrefill();
   Daemon& decode = StartDecode({&prefill}, {"--drain_timeout_ms=300000", "--threads=1"});
-  const Args ask = Ask(100, 1000);
+  const Args ask = Ask(100, 600);
   RunningCli asking = StartGenerate(decode, ask, {"--timeout_ms=300000"});
   ASSERT_TRUE(Eventually("it decodes", [&] { return Count(decode, "kvrelay_pulls_total") == 1; }));
   decode.Terminate();
