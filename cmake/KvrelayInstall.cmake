@@ -64,6 +64,7 @@ if(programs)
   foreach(program IN LISTS programs)
     string(APPEND program_files " \"$<TARGET_FILE:${program}>\"")
   endforeach()
+  string(REGEX REPLACE "\\.so.*$" ".a" KVRELAY_OPENBLAS_ARCHIVE "${KVRELAY_OPENBLAS_LIBRARY}")
   configure_file(cmake/bundle_libraries.cmake.in bundle_libraries.cmake.gen @ONLY)
   file(GENERATE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/bundle_libraries.cmake"
        INPUT "${CMAKE_CURRENT_BINARY_DIR}/bundle_libraries.cmake.gen")

@@ -33,7 +33,7 @@ class LlamaShard final : public ModelShard {
  public:
   LlamaShard(const ModelConfig& config, LlamaSplit split, LlamaWeights weights, TpGroup& group)
       : config_(config),
-        split_(std::move(split)),
+        split_(split),
         weights_(std::move(weights)),
         group_(group),
         inverse_frequencies_(InverseFrequencies(config.rope, config.head_dim)) {}
@@ -206,8 +206,7 @@ Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& chec
     KVRELAY_ASSIGN_OR_RETURN(LlamaSplit split, LlamaSplit::Make(config, group.size(), rank));
     KVRELAY_ASSIGN_OR_RETURN(LlamaWeights weights,
                              LoadLlamaWeights(config, checkpoint, split, embedding));
-    shards[rank] =
-        std::make_unique<LlamaShard>(config, std::move(split), std::move(weights), group);
+    shards[rank] = std::make_unique<LlamaShard>(config, split, std::move(weights), group);
     return Status::Ok();
   }));
   return shards;

@@ -139,16 +139,14 @@ PeerSpec Node::Spec(const std::string& name) const {
 }
 
 void Node::Fill(uint64_t seed) {
-  for (uint64_t i = 0; i * 8 < kv_bytes(); ++i) {
-    const uint64_t word = Word(seed, i);
-    std::memcpy(kv_->data() + i * 8, &word, 8);
-  }
+  auto* words = reinterpret_cast<uint64_t*>(kv_->data());
+  for (uint64_t i = 0; i < kv_bytes() / 8; ++i) words[i] = Word(seed, i);
 }
 
 std::optional<uint64_t> Node::FirstWrong(uint64_t seed, uint64_t bytes) const {
-  for (uint64_t i = 0; i * 8 < bytes; ++i) {
-    const uint64_t word = Word(seed, i);
-    if (std::memcmp(kv_->data() + i * 8, &word, 8) != 0) return i * 8;
+  const auto* words = reinterpret_cast<const uint64_t*>(kv_->data());
+  for (uint64_t i = 0; i < bytes / 8; ++i) {
+    if (words[i] != Word(seed, i)) return i * 8;
   }
   return std::nullopt;
 }
