@@ -24,13 +24,9 @@ add_compile_options(-Wall -Wextra -fno-omit-frame-pointer)
 if(KVRELAY_WERROR)
   add_compile_options(-Werror)
 endif()
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  # GCC 12 sees impossible copies inside std::string for `"literal" + string` (GCC bug 105651). It reports them as
-  # overlapping and, where <string> comes out of a precompiled header, also as too long.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # GCC 12 reports overlapping copies inside std::string for `"literal" + string` (GCC bug 105651).
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
-  if(KVRELAY_PCH)
-    add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Wno-stringop-overflow> $<$<COMPILE_LANGUAGE:CXX>:-Wno-array-bounds>)
-  endif()
 endif()
 
 if(CMAKE_BUILD_TYPE STREQUAL "Debug")
