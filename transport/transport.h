@@ -138,6 +138,9 @@ struct Options {
   // The largest chunk of a packed stream that is sent. One that stays in the cache between the
   // network and its unpacking moves up to twice as fast as one of a megabyte.
   uint64_t chunk_bytes = 256 << 10;
+  // Connections and threads that a packed stream is dealt over, see striped.h; 0: by the number of
+  // processors.
+  uint32_t rails = 0;
   Incarnation incarnation = 0;  // of this process
 };
 

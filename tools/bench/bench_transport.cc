@@ -1,7 +1,7 @@
 // Pulls between two processes on one host, by each transport, beside memcpy and a plain TCP socket:
 // GB/s (10^9 bytes of payload a second, from the call to its completion).
 //
-//   bench_transport [--mib=1,16,64] [--slice_kib=4,64] [--rounds=11] [--json=FILE]
+//   bench_transport [--mib=1,16,64] [--slice_kib=4,64] [--rounds=11] [--rails=N] [--json=FILE]
 //
 // Slices lie scattered on both sides and cannot merge. memcpy copies the same slices inside the
 // reader on one thread; the socket carries as many bytes from one buffer into another. Each round
@@ -47,6 +47,7 @@ struct Settings {
   std::vector<uint64_t> mib = {1, 16, 64};
   std::vector<uint64_t> slice_kib = {4, 64};
   int rounds = 11;
+  uint32_t rails = 0;
   std::string json;
 
   uint64_t region_bytes() const { return 2 * *std::ranges::max_element(mib) << 20; }
@@ -126,7 +127,7 @@ StreamPlan StreamOf(std::vector<BlockPair> pairs, uint64_t slice, bool pack) {
 
 // One process: its memory, its transports, and a control thread that is whoever waits.
 struct Process {
-  Process(const std::string& run_dir, uint64_t bytes, int fill)
+  Process(const std::string& run_dir, uint64_t bytes, int fill, uint32_t rails)
       : kv(Must(Region::AllocateHost(bytes, "bench-kv"))),
         records(Must(Region::AllocateHost(4096, "bench-records"))) {
     std::memset(kv.data(), fill, bytes);
@@ -144,6 +145,7 @@ struct Process {
     options.run_dir = run_dir;
     options.incarnation = incarnation;
     options.chunk_bytes = kChunkBytes;
+    options.rails = rails;
     mapped = Must(CreateMapped(options));
     packed = Must(CreateUcxPacked(options));
   }
@@ -205,7 +207,7 @@ GuardExpectation Lease(Incarnation incarnation) { return {kEpoch, incarnation, k
 
 int Owner(const Settings& settings, const std::string& run_dir, int control_fd, int tcp_fd) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
-  Process self(run_dir, settings.region_bytes(), 1);
+  Process self(run_dir, settings.region_bytes(), 1, settings.rails);
   auto* record = reinterpret_cast<LeaseRecord*>(self.records.data());
   record->Start(kEpoch, self.incarnation, kHash);
   record->Publish({.tokens = 1, .chunk_end = 1, .layers = 0});
@@ -268,7 +270,7 @@ class Reader {
       : settings_(settings),
         control_fd_(control_fd),
         tcp_fd_(tcp_fd),
-        self_(run_dir, settings.region_bytes(), 3),
+        self_(run_dir, settings.region_bytes(), 3, settings.rails),
         local_(Must(Region::AllocateHost(settings.region_bytes(), "bench-local"))),
         buffer_(kChunkBytes) {
     std::memset(local_.data(), 1, local_.bytes());
@@ -412,6 +414,8 @@ bool Parse(int argc, char** argv, Settings& settings) {
       if (!ParseList(value, settings.slice_kib)) return false;
     } else if (name == "--rounds") {
       settings.rounds = std::atoi(value.c_str());
+    } else if (name == "--rails") {
+      settings.rails = static_cast<uint32_t>(std::atoi(value.c_str()));
     } else if (name == "--json") {
       settings.json = value;
     } else {
@@ -447,7 +451,7 @@ int Main(int argc, char** argv) {
   Settings settings;
   if (!Parse(argc, argv, settings)) {
     std::cerr << "usage: bench_transport [--mib=1,16,64] [--slice_kib=4,64] [--rounds=11] "
-                 "[--json=FILE]\n";
+                 "[--rails=N] [--json=FILE]\n";
     return 2;
   }
   char run_dir[] = "/tmp/kvrelay-bench-XXXXXX";

@@ -1,0 +1,422 @@
+#include "transport/ucx_rail.h"
+
+#include <glog/logging.h>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/random.h"
+#include "transport/packed_receive.h"
+#include "transport/packed_send.h"
+#include "transport/packed_wire.h"
+#include "transport/slot_ring.h"
+#include "transport/transfer_thread.h"
+#include "transport/transport.h"
+#include "transport/ucx_lanes.h"
+#include "transport/ucx_version.h"
+#include "transport/ucx_worker.h"
+
+namespace kvrelay::transport {
+namespace {
+
+constexpr size_t kRingSlots = 8;
+constexpr size_t kMaxPings = 256;
+// How long closing connections are waited for when the transport ends.
+constexpr Duration kFinishLimit = std::chrono::milliseconds(500);
+
+TimePoint Now() { return std::chrono::steady_clock::now(); }
+
+class UcxRail final : public Transport, private TransferThread::Worker {
+ public:
+  static Result<std::unique_ptr<Transport>> Create(Options options);
+  ~UcxRail() override {
+    if (thread_) thread_->Stop();
+  }
+
+  std::string_view name() const override { return "ucx-packed"; }
+  Style style() const override { return Style::kPacked; }
+  Address LocalAddress() const override { return address_; }
+  Counters counters() const override;
+
+  void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
+               std::function<void()> on_death) override;
+  void Disconnect(PeerHandle peer) override;
+  OpId Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline, Done done) override;
+  OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
+                          TimePoint deadline, Done done) override;
+  OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
+                       GuardExpectation want, TimePoint deadline, Done done) override;
+  void Cancel(OpId op) override;
+
+ private:
+  // An owner that we read from. Its lane carries one ping, and is how we see it die.
+  struct Peer {
+    PeerSpec spec;
+    TimePoint deadline;                                 // of connecting
+    uint64_t nonce = 0;                                 // of the ping
+    std::function<void(Result<PeerHandle>)> connected;  // null once it was called
+    std::shared_ptr<std::function<void()>> on_death;  // emptied on the control thread by Disconnect
+    std::shared_ptr<UcxLane> lane;
+  };
+  struct Ping {
+    uint64_t nonce = 0;
+    Incarnation from = 0;
+    std::string address;
+  };
+
+  explicit UcxRail(Options options) : options_(std::move(options)) {}
+
+  // Transfer thread.
+  TimePoint Work(TimePoint now) override;
+  bool PrepareToSleep() override { return worker_->Arm(); }
+  void Finish() override;
+  void OnMessage(std::span<const std::byte> header, std::span<const std::byte> data);
+  void AdoptReceives();
+  void AnswerPings(TimePoint now);
+  void OnPong(const PackedHeader& header);
+  TimePoint ExpirePeers(TimePoint now);
+  // Ends a peer that was connecting (the callback gets `status`) or has died.
+  void EndPeer(std::map<PeerHandle, Peer>::iterator it, const Status& status);
+  void Publish();
+
+  // Any thread.
+  void Deliver(Done done, Completion completion) {
+    options_.executor([done = std::move(done), completion = std::move(completion)]() mutable {
+      done(std::move(completion));
+    });
+  }
+  void Refuse(Done done, Code code, std::string message) {
+    Completion refused;
+    refused.status = Status(code, std::move(message));
+    Deliver(std::move(done), std::move(refused));
+  }
+
+  const Options options_;
+  Address address_;
+
+  // Receives that the control thread has started and the transfer thread has not seen. Beside the
+  // thread's tasks, because the first chunk may be here before the next task has run: it must find
+  // its stream, or it would be dropped as a late one.
+  std::mutex receives_mutex_;
+  std::vector<PackedReceiver::Expected> receives_;
+
+  // Written by the transfer thread, read by any.
+  struct {
+    std::atomic<uint64_t> dropped{0};
+    std::atomic<uint64_t> bad{0};
+    std::atomic<uint64_t> slots{0};
+    std::atomic<uint64_t> closing{0};
+  } published_;
+
+  // Control thread.
+  uint64_t next_id_ = 1;
+  std::map<PeerHandle, std::weak_ptr<std::function<void()>>> deaths_;
+
+  // Transfer thread. The worker goes first, see Finish.
+  std::shared_ptr<UcxWorker> worker_;
+  std::unique_ptr<UcxLanes> lanes_;
+  std::unique_ptr<PackedSender> sender_;
+  std::unique_ptr<PackedReceiver> receiver_;
+  std::map<PeerHandle, Peer> peers_;
+  std::vector<Ping> pings_;  // to be answered
+  uint64_t bad_messages_ = 0;
+  int event_fd_ = -1;
+
+  std::unique_ptr<TransferThread> thread_;
+};
+
+Result<std::unique_ptr<Transport>> UcxRail::Create(Options options) {
+  std::unique_ptr<UcxRail> transport(new UcxRail(std::move(options)));
+  const Options& own = transport->options_;
+  const UcxSettings settings{.interface = own.data_interface.empty() ? "lo" : own.data_interface,
+                             .message_bytes = own.chunk_bytes};
+  KVRELAY_ASSIGN_OR_RETURN(transport->thread_, TransferThread::Create("kvr-ucx", own.spin));
+  KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<SlotRing> ring,
+                           SlotRing::Create(kRingSlots, own.chunk_bytes));
+  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<UcxContext> context, UcxContext::Create(settings));
+  UcxRail* self = transport.get();
+  KVRELAY_ASSIGN_OR_RETURN(
+      transport->worker_,
+      UcxWorker::Create(
+          std::move(context), [self](auto header, auto data) { self->OnMessage(header, data); },
+          [self] { ++self->bad_messages_; }));
+  KVRELAY_ASSIGN_OR_RETURN(const std::string worker_address, transport->worker_->Address());
+  transport->address_ = PackedAddress{.library = "ucx " + UcxVersion(),
+                                      .incarnation = own.incarnation,
+                                      .worker = worker_address}
+                            .Encode();
+  KVRELAY_ASSIGN_OR_RETURN(transport->event_fd_, transport->worker_->EventFd());
+  KVRELAY_RETURN_IF_ERROR(
+      transport->thread_->loop().Watch(transport->event_fd_, EPOLLIN, [](uint32_t) {}));
+  const auto deliver = [self](Done done, Completion completion) {
+    self->Deliver(std::move(done), std::move(completion));
+  };
+  transport->lanes_ = std::make_unique<UcxLanes>(*transport->worker_);
+  transport->sender_ = std::make_unique<PackedSender>(own.regions, own.incarnation, std::move(ring),
+                                                      *transport->lanes_, deliver);
+  transport->receiver_ = std::make_unique<PackedReceiver>(own.regions, deliver);
+  transport->thread_->Start(*transport);
+  return transport;
+}
+
+// --- Control thread
+
+void UcxRail::Connect(PeerSpec spec, TimePoint deadline,
+                      std::function<void(Result<PeerHandle>)> connected,
+                      std::function<void()> on_death) {
+  const PeerHandle handle = next_id_++;
+  auto death = std::make_shared<std::function<void()>>(std::move(on_death));
+  std::erase_if(deaths_, [](const auto& entry) { return entry.second.expired(); });
+  deaths_[handle] = death;
+  thread_->Post([this, handle, deadline, spec = std::move(spec), connected = std::move(connected),
+                 death = std::move(death)]() mutable {
+    const auto it = peers_.try_emplace(handle).first;
+    Peer& peer = it->second;
+    peer.spec = std::move(spec);
+    peer.deadline = deadline;
+    peer.nonce = Random64();
+    peer.connected = std::move(connected);
+    peer.on_death = std::move(death);
+    auto lane = lanes_->Open(peer.spec.address, peer.spec.incarnation, Now());
+    if (!lane.has_value()) return EndPeer(it, lane.error());
+    peer.lane = std::move(*lane);
+    PackedHeader ping;
+    ping.kind = PackedKind::kPing;
+    ping.stream = peer.nonce;
+    ping.sender = options_.incarnation;
+    peer.lane->SendOwned(ping, address_);
+  });
+}
+
+void UcxRail::Disconnect(PeerHandle handle) {
+  if (const auto it = deaths_.find(handle); it != deaths_.end()) {
+    if (const auto death = it->second.lock()) *death = nullptr;
+    deaths_.erase(it);
+  }
+  thread_->Post([this, handle] {
+    receiver_->FailPeer(handle, Status(Code::kCancelled, "disconnected"));
+    peers_.erase(handle);
+  });
+}
+
+OpId UcxRail::Read(PeerHandle, CopyPlan, GuardRef, TimePoint, Done done) {
+  Refuse(std::move(done), Code::kInvalidArgument, "ucx-packed has no one-sided reads");
+  return next_id_++;
+}
+
+OpId UcxRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
+                                 GuardExpectation want, TimePoint deadline, Done done) {
+  const OpId id = next_id_++;
+  {
+    const std::lock_guard lock(receives_mutex_);
+    receives_.push_back({.op = id,
+                         .peer = handle,
+                         .peer_name = {},
+                         .incarnation = 0,
+                         .stream = stream,
+                         .plan = std::move(plan),
+                         .want = want,
+                         .deadline = deadline,
+                         .done = std::move(done)});
+  }
+  thread_->Post([this] { AdoptReceives(); });
+  return id;
+}
+
+OpId UcxRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
+                              const LeaseRecord* record, GuardExpectation want, TimePoint deadline,
+                              Done done) {
+  const OpId id = next_id_++;
+  thread_->Post([this, id, stream, record, want, deadline, reader = std::move(reader),
+                 plan = std::move(plan), done = std::move(done)]() mutable {
+    auto lane = lanes_->Open(reader.address, reader.incarnation, Now());
+    if (!lane.has_value()) {
+      return Refuse(std::move(done), lane.error().code(),
+                    reader.name + ": " + lane.error().message());
+    }
+    sender_->Start({.op = id,
+                    .reader_name = std::move(reader.name),
+                    .lane = std::move(*lane),
+                    .stream = stream,
+                    .plan = std::move(plan),
+                    .record = record,
+                    .want = want,
+                    .deadline = deadline,
+                    .done = std::move(done)});
+  });
+  return id;
+}
+
+void UcxRail::Cancel(OpId op) {
+  thread_->Post([this, op] {
+    receiver_->Cancel(op);
+    sender_->Cancel(op);
+  });
+}
+
+Counters UcxRail::counters() const {
+  return {{"dropped_messages", published_.dropped.load(std::memory_order_relaxed)},
+          {"bad_messages", published_.bad.load(std::memory_order_relaxed)},
+          {"slots_in_use", published_.slots.load(std::memory_order_relaxed)},
+          {"closing_connections", published_.closing.load(std::memory_order_relaxed)}};
+}
+
+// --- Transfer thread
+
+TimePoint UcxRail::Work(TimePoint now) {
+  bool busy = worker_->Progress();
+  AnswerPings(now);
+  busy |= sender_->Pump(now);
+  lanes_->Reap();
+  TimePoint next = receiver_->Expire(now);
+  next = std::min(next, sender_->Expire(now));
+  next = std::min(next, ExpirePeers(now));
+  Publish();
+  return busy ? kBusy : next;
+}
+
+void UcxRail::Finish() {
+  const Status status(Code::kCancelled, "the transport is closing");
+  receiver_->FailAll(status);
+  sender_->FailAll(status);
+  std::erase_if(peers_, [](const auto& entry) { return !entry.second.connected; });
+  while (!peers_.empty()) EndPeer(peers_.begin(), status);
+  lanes_->CloseAll();
+  for (const TimePoint limit = Now() + kFinishLimit; lanes_->closing() > 0 && Now() < limit;) {
+    worker_->Progress();
+    lanes_->Reap();
+  }
+  thread_->loop().Unwatch(event_fd_);
+  worker_.reset();
+}
+
+void UcxRail::OnMessage(std::span<const std::byte> bytes, std::span<const std::byte> data) {
+  const Result<PackedHeader> header = CheckHeader(bytes, data.size());
+  if (!header.has_value()) {
+    ++bad_messages_;
+    LOG_EVERY_N(WARNING, 1000) << "ucx-packed: dropped " << header.error().message();
+    return;
+  }
+  switch (header->kind) {
+    case PackedKind::kChunk:
+    case PackedKind::kStopped:
+      if (!receiver_->Expects(header->stream)) AdoptReceives();
+      receiver_->OnMessage(*header, data);
+      return;
+    case PackedKind::kPing:
+      // Answered outside: an endpoint is not made inside a callback of UCX.
+      if (pings_.size() < kMaxPings) {
+        pings_.push_back({.nonce = header->stream,
+                          .from = header->sender,
+                          .address = {reinterpret_cast<const char*>(data.data()), data.size()}});
+      }
+      return;
+    case PackedKind::kPong:
+      OnPong(*header);
+      return;
+  }
+  ++bad_messages_;
+}
+
+void UcxRail::AdoptReceives() {
+  std::vector<PackedReceiver::Expected> receives;
+  {
+    const std::lock_guard lock(receives_mutex_);
+    receives.swap(receives_);
+  }
+  for (PackedReceiver::Expected& expected : receives) {
+    const auto it = peers_.find(expected.peer);
+    if (it == peers_.end() || it->second.connected) {
+      Refuse(std::move(expected.done), Code::kPeerUnreachable,
+             "the peer is not connected any more");
+      continue;
+    }
+    expected.peer_name = it->second.spec.name;
+    expected.incarnation = it->second.spec.incarnation;
+    receiver_->Start(std::move(expected));
+  }
+}
+
+void UcxRail::AnswerPings(TimePoint now) {
+  for (const Ping& ping : std::exchange(pings_, {})) {
+    const auto lane = lanes_->Open(ping.address, ping.from, now);
+    if (!lane.has_value()) {
+      ++bad_messages_;
+      continue;
+    }
+    PackedHeader pong;
+    pong.kind = PackedKind::kPong;
+    pong.stream = ping.nonce;
+    pong.sender = options_.incarnation;
+    (*lane)->SendOwned(pong, {});
+  }
+}
+
+void UcxRail::OnPong(const PackedHeader& header) {
+  for (auto& [handle, peer] : peers_) {
+    if (peer.nonce != header.stream || !peer.connected) continue;
+    if (peer.spec.incarnation != header.sender) continue;
+    options_.executor([connected = std::exchange(peer.connected, nullptr), handle = handle] {
+      connected(handle);
+    });
+    return;
+  }
+}
+
+TimePoint UcxRail::ExpirePeers(TimePoint now) {
+  TimePoint next = TimePoint::max();
+  for (auto it = peers_.begin(); it != peers_.end();) {
+    const auto current = it++;
+    const Peer& peer = current->second;
+    if (!peer.lane->usable()) {
+      EndPeer(current, peer.lane->failure());
+    } else if (peer.connected && peer.deadline <= now) {
+      EndPeer(current,
+              Status(Code::kDeadlineExceeded,
+                     "no answer over UCX before the deadline (our interface: " +
+                         (options_.data_interface.empty() ? "lo" : options_.data_interface) + ")"));
+    } else if (peer.connected) {
+      next = std::min(next, peer.deadline);
+    }
+  }
+  return next;
+}
+
+void UcxRail::EndPeer(std::map<PeerHandle, Peer>::iterator it, const Status& status) {
+  const PeerHandle handle = it->first;
+  Peer peer = std::move(it->second);
+  peers_.erase(it);
+  if (peer.connected) {
+    options_.executor([connected = std::move(peer.connected), status]() mutable {
+      connected(Error(std::move(status)));
+    });
+    return;
+  }
+  LOG(INFO) << "ucx-packed: " << peer.spec.name << ": " << status.message();
+  receiver_->FailPeer(handle, status.Wrap(peer.spec.name));
+  options_.executor([death = std::move(peer.on_death)] {
+    if (const auto on_death = std::exchange(*death, nullptr)) on_death();
+  });
+}
+
+void UcxRail::Publish() {
+  published_.dropped.store(receiver_->dropped(), std::memory_order_relaxed);
+  published_.bad.store(bad_messages_, std::memory_order_relaxed);
+  published_.slots.store(sender_->slots_in_use(), std::memory_order_relaxed);
+  published_.closing.store(lanes_->closing(), std::memory_order_relaxed);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> CreateUcxRail(Options options) {
+  return UcxRail::Create(std::move(options));
+}
+
+}  // namespace kvrelay::transport
