@@ -80,10 +80,11 @@ void OwnerRank::OnStart(std::string_view body, const ResponderPtr& responder) {
 }
 
 Result<proto::StartReply> OwnerRank::StartLease(const proto::Start& start) {
-  KVRELAY_RETURN_IF_ERROR(link_.Check(start.leader));
+  // First: a rank that came back has no leader yet, and this answer is how ours hears of it.
   if (start.rank_incarnation != identity_.incarnation) {
     return Error(Code::kLeaseEnded, "START is for a former process of this rank");
   }
+  KVRELAY_RETURN_IF_ERROR(link_.Check(start.leader));
   if (tombstones_.contains(start.lease)) {
     return Error(Code::kLeaseEnded, "START of a lease that ended here");
   }

@@ -10,8 +10,10 @@ namespace kvrelay::sim {
 namespace {
 
 constexpr Duration kBusy = Millis(4000);  // requests and faults come
+constexpr Duration kLook = Millis(100);   // at everybody's leases, meanwhile
 constexpr Duration kCalm =
     Millis(60'000);  // then everything must come to rest: longer than any cap
+constexpr Duration kAgain = Millis(40'000);  // requests once more; longer than any is set aside
 constexpr uint64_t kMaxEvents = 2'000'000;
 
 EngineId MakeEngine(uint64_t n) {
@@ -29,9 +31,8 @@ class Cluster {
         fabric_([this] { return world_.random.Next(); }) {
     Random& random = world_.random;
     if (options.faults) {
-      network_.faults = {.lose = random.Chance(0.5) ? 0.0 : 0.02,
-                         .repeat = random.Chance(0.5) ? 0.0 : 0.1,
-                         .slow = random.Chance(0.5) ? 0.0 : 0.05};
+      network_.between = DrawFaults();
+      network_.inside = DrawFaults();
       fabric_.script.refuse_connect = random.Chance(0.7) ? 0.0 : 0.2;
       fabric_.script.fail = random.Chance(0.5) ? 0.0 : 0.05;
       fabric_.script.stall = random.Chance(0.7) ? 0.0 : 0.03;
@@ -47,11 +48,19 @@ class Cluster {
                                   .prefix = "p" + std::to_string(i) + ":",
                                   .tp = 1 + static_cast<uint32_t>(random.Below(2)),
                                   .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
-                                  .mapped = mapped};
+                                  .mapped = mapped,
+                                  .on_ticket = {},
+                                  .on_finished = {}};
       if (options.faults && random.Chance(0.3)) prefill.ttl = Millis(100);
       if (options.faults && random.Chance(0.2)) prefill.cap = Millis(300);
+      prefill.on_ticket = [this](const Prompt& prompt, const proto::Ticket& ticket) {
+        OnTicket(prompt, ticket);
+      };
+      prefill.on_finished = [this](const proto::Ticket& ticket) {
+        if (second_) second_->SetReady(ticket);
+      };
       prefill_options_.push_back(prefill);
-      prefills_.push_back(std::make_unique<SimPrefill>(host_, prefill));
+      prefills_.push_back(std::make_unique<SimPrefill>(host_, prefill, nullptr));
       fronts.push_back(prefills_.back()->endpoint());
     }
     decode_options_ = {.engine = MakeEngine(100),
@@ -61,26 +70,47 @@ class Cluster {
                        .mapped = mapped,
                        .prefills = fronts};
     decode_ = std::make_unique<SimDecode>(host_, decode_options_, outcomes_);
+    if (options.faults && random.Chance(0.4)) {
+      SimDecode::Options second = decode_options_;
+      second.engine = MakeEngine(101);
+      second.prefix = "d1:";
+      second.tp = 1 + static_cast<uint32_t>(random.Below(2));
+      second_ = std::make_unique<SimDecode>(host_, second, outcomes_);
+    }
   }
 
   Outcomes Run() {
     Random& random = world_.random;
     const uint64_t requests = 4 + random.Below(10);
-    for (uint64_t n = 0; n < requests; ++n) At(kBusy, [this, n] { Request(n); });
+    for (uint64_t n = 0; n < requests; ++n) At(kBusy, [this, n] { Request(n, DrawCancel()); });
     if (options_.faults) {
       for (uint64_t n = random.Below(4); n > 0; --n) At(kBusy, [this] { Crash(); });
     }
-    bool ran = world_.Run(TimePoint(kBusy), kMaxEvents);
-    // Calm: what was sent is still under way, but nothing new goes wrong.
-    network_.faults = {};
-    fabric_.script.fail = fabric_.script.stall = fabric_.script.lose_chunk = 0;
-    fabric_.script.refuse_connect = 0;
-    ran = ran && world_.Run(TimePoint(kBusy + kCalm), kMaxEvents);
-    if (!ran) Violate("the schedule does not come to an end");
-    for (const auto& prefill : prefills_) {
-      if (prefill && !prefill->AtRest()) Violate("a prefill engine leaks: " + prefill->State());
+    bool ran = true;
+    for (Duration now{}; now < kBusy; now += kLook) {
+      ran = ran && world_.Run(TimePoint(now + kLook), kMaxEvents);
+      for (const auto& prefill : prefills_) {
+        if (prefill) prefill->Check();
+      }
     }
-    if (!decode_->AtRest()) Violate("the decode engine leaks: " + decode_->State());
+    // Calm: what was sent is still under way, but nothing new goes wrong.
+    network_.between = network_.inside = {};
+    fabric_.script = {};
+    ran = ran && world_.Run(TimePoint(kBusy + kCalm), kMaxEvents);
+    CheckRest();
+    // Twice: the first may meet what nobody has noticed yet (a rank that came back).
+    uint64_t served = 0;
+    for (int round = 1; round <= 2; ++round) {
+      served = outcomes_.served;
+      for (uint64_t n = 0; n < prefills_.size(); ++n) Request(requests + n, kCalm);
+      ran = ran && world_.Run(TimePoint(kBusy + kCalm + round * kAgain), kMaxEvents);
+    }
+    if (!ran) host_.Violate("the schedule does not come to an end");
+    if (outcomes_.served != served + prefills_.size()) {
+      host_.Violate("after the faults not every request is served: " + outcomes_.last_failure);
+    }
+    CheckRest();
+    outcomes_.violation = host_.violation;
     return outcomes_;
   }
 
@@ -91,7 +121,39 @@ class Cluster {
     world_.Schedule(TimePoint(Duration(when)), std::move(fn));
   }
 
-  void Request(uint64_t n) {
+  NetworkFaults DrawFaults() {
+    Random& random = world_.random;
+    return {.lose = random.Chance(0.5) ? 0.0 : 0.02,
+            .repeat = random.Chance(0.5) ? 0.0 : 0.1,
+            .slow = random.Chance(0.5) ? 0.0 : 0.05};
+  }
+
+  void CheckRest() {
+    for (const auto& prefill : prefills_) {
+      prefill->Check();
+      if (!prefill->AtRest()) host_.Violate("a prefill engine leaks: " + prefill->State());
+      if (options_.faults) continue;
+      // Readers let go of every lease that they heard of.
+      const bool heard = !options_.cancels;
+      if (prefill->Ended("reader_silent") + prefill->Ended("cap") > 0 ||
+          (heard && prefill->Ended("ttl") > 0)) {
+        host_.Violate("a lease waited for its time to run out");
+      }
+    }
+    for (const auto* decode : {decode_.get(), second_.get()}) {
+      if (decode != nullptr && !decode->AtRest()) {
+        host_.Violate("a decode engine leaks: " + decode->State());
+      }
+    }
+  }
+
+  Duration DrawCancel() {
+    Random& random = world_.random;
+    if (!options_.cancels || !random.Chance(0.2)) return kCalm;
+    return Millis(static_cast<int64_t>(random.Below(100)));
+  }
+
+  void Request(uint64_t n, Duration cancel_after) {
     Random& random = world_.random;
     Prompt prompt;
     if (random.Chance(0.6)) {
@@ -100,44 +162,66 @@ class Cluster {
     }
     prompt.own = 100 + n;
     prompt.own_tokens = 1 + static_cast<uint32_t>(random.Below(7));
-    const bool cancel = options_.faults && random.Chance(0.2);
-    const Duration hold = Millis(static_cast<int64_t>(random.Below(500)));
-    decode_->Request(prompt, cancel ? Millis(static_cast<int64_t>(random.Below(100))) : kCalm,
-                     hold);
+    decode_->Request(prompt, cancel_after, DrawHold());
+  }
+
+  Duration DrawHold() { return Millis(static_cast<int64_t>(world_.random.Below(500))); }
+
+  // The second engine loads what the first one asked for, or tries to with another request's lease
+  // in the ticket; and it may try before the KV is complete.
+  void OnTicket(const Prompt& prompt, const proto::Ticket& genuine) {
+    Random& random = world_.random;
+    proto::Ticket ticket = genuine;
+    std::swap(last_lease_, ticket.prompt.lease);
+    if (last_lease_.IsZero() || !random.Chance(0.2)) ticket = genuine;
+    last_lease_ = genuine.prompt.lease;
+    if (!second_ || !random.Chance(0.5)) return;
+    const bool early = random.Chance(0.3);
+    world_.Schedule(world_.Now() + Millis(static_cast<int64_t>(random.Below(20))),
+                    [this, prompt, ticket, early] {
+                      second_->Load(prompt, ticket, DrawHold());
+                      if (early) second_->SetReady(ticket);
+                    });
   }
 
   void Crash() {
     Random& random = world_.random;
     const Duration away = Millis(static_cast<int64_t>(random.Below(1500)));
-    const uint64_t what = random.Below(4);
+    const uint64_t what = random.Below(5);
     const size_t i = random.Below(prefills_.size());
+    auto& prefill = prefills_[i];
     if (what == 0) {
       decode_.reset();
       decode_ = std::make_unique<SimDecode>(host_, decode_options_, outcomes_);
     } else if (what == 1) {
-      if (prefills_[i]) prefills_[i]->RestartRank1();
+      if (prefill) prefill->RestartRank1();
+    } else if (what == 2) {  // the leader alone
+      if (!prefill) return;
+      auto rank1 = prefill->TakeRank1();
+      prefill.reset();
+      prefill = std::make_unique<SimPrefill>(host_, prefill_options_[i], std::move(rank1));
     } else {
-      prefills_[i].reset();
+      prefill.reset();
       world_.Schedule(world_.Now() + away, [this, i] {
-        if (!prefills_[i]) prefills_[i] = std::make_unique<SimPrefill>(host_, prefill_options_[i]);
+        if (prefills_[i]) return;
+        prefills_[i] = std::make_unique<SimPrefill>(host_, prefill_options_[i], nullptr);
       });
     }
-  }
-
-  void Violate(const std::string& what) {
-    if (outcomes_.violation.empty()) outcomes_.violation = what;
   }
 
   const ScheduleOptions options_;
   World world_;
   Network network_;
   transport::FakeFabric fabric_;
-  Host host_{.world = world_, .network = network_, .fabric = fabric_, .graveyard = {}};
+  Host host_{
+      .world = world_, .network = network_, .fabric = fabric_, .graveyard = {}, .violation = {}};
   Outcomes outcomes_;
   std::vector<SimPrefill::Options> prefill_options_;
   SimDecode::Options decode_options_;
   std::vector<std::unique_ptr<SimPrefill>> prefills_;
   std::unique_ptr<SimDecode> decode_;
+  std::unique_ptr<SimDecode> second_;  // loads from tickets of the first
+  LeaseId last_lease_;
 };
 
 }  // namespace

@@ -35,10 +35,12 @@ TEST_P(Schedules, HoldTheInvariants) {
     sum.cancelled += outcomes.cancelled;
     sum.no_room += outcomes.no_room;
     sum.retried += outcomes.retried;
+    sum.loaded += outcomes.loaded;
   }
   std::cout << "served " << sum.served << " (" << sum.prefix_hits
             << " with a prefix that was here), retries " << sum.retried << ", failed " << sum.failed
-            << ", cancelled " << sum.cancelled << ", no room " << sum.no_room << "\n";
+            << ", cancelled " << sum.cancelled << ", no room " << sum.no_room
+            << "; served by a second engine " << sum.loaded << "\n";
   if (only != 0) return;
   // The schedules reach what they are about.
   EXPECT_GT(sum.served, total / kParts);
@@ -46,17 +48,30 @@ TEST_P(Schedules, HoldTheInvariants) {
   EXPECT_GT(sum.retried, total / kParts / 100);
   EXPECT_GT(sum.failed, total / kParts / 100);
   EXPECT_GT(sum.cancelled, total / kParts / 100);
+  EXPECT_GT(sum.loaded, total / kParts / 100);
 }
 
 INSTANTIATE_TEST_SUITE_P(Parts, Schedules, testing::Range<uint64_t>(0, kParts));
 
 TEST(CalmSchedules, ServeEverything) {
   for (uint64_t seed = 1; seed <= 500; ++seed) {
-    const Outcomes outcomes = RunSchedule({.seed = seed, .faults = false});
+    const Outcomes outcomes = RunSchedule({.seed = seed, .faults = false, .cancels = false});
     ASSERT_EQ(outcomes.violation, "") << "seed " << seed;
     ASSERT_EQ(outcomes.cancelled, 0U) << "seed " << seed;
+    ASSERT_EQ(outcomes.failed, 0U) << "seed " << seed;
     ASSERT_GT(outcomes.served, 0U) << "seed " << seed;
   }
+}
+
+TEST(CalmSchedules, UsersThatLeaveAreNobodyElsesTrouble) {
+  uint64_t cancelled = 0;
+  for (uint64_t seed = 1; seed <= 1000; ++seed) {
+    const Outcomes outcomes = RunSchedule({.seed = seed, .faults = false, .cancels = true});
+    ASSERT_EQ(outcomes.violation, "") << "seed " << seed;
+    ASSERT_EQ(outcomes.failed, 0U) << "seed " << seed;
+    cancelled += outcomes.cancelled;
+  }
+  EXPECT_GT(cancelled, 100U);
 }
 
 }  // namespace

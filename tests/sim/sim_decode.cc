@@ -33,23 +33,33 @@ SimDecode::~SimDecode() {
   for (const auto& rank : ranks_) rank->Freeze();
 }
 
-void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration hold) {
+std::shared_ptr<SimDecode::Active> SimDecode::Admit(const Prompt& prompt) {
   const uint32_t count = (prompt.own_tokens + kBlockSize - 1) / kBlockSize;
   auto blocks = pool_->Allocate(count);
   while (!blocks.has_value() && store_.EvictOne()) blocks = pool_->Allocate(count);
   if (!blocks.has_value()) {
     ++outcomes_.no_room;
-    return;
+    return nullptr;
   }
-  Clock& clock = ranks_.front()->process();
-  const uint64_t id = next_++;
   auto active = std::make_shared<Active>();
-  active_[id] = active;
+  active->id = next_++;
+  active_[active->id] = active;
   active->prompt = prompt;
   active->blocks = std::move(*blocks);
+  Clock& clock = ranks_.front()->process();
   active->deadline = clock.Now() + options_.request_timeout;
+  clock.CallAt(active->deadline + Millis(500), [this, active] {
+    if (!active->over) host_.Violate("a request did not end by its deadline: " + State());
+  });
+  return active;
+}
+
+void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration hold) {
+  const auto active = Admit(prompt);
+  if (!active) return;
+  active->hold = hold;
   agent::FetchRequest request{
-      .request_id = std::to_string(id),
+      .request_id = std::to_string(active->id),
       .system_ids = std::vector<uint32_t>(prompt.prefix_tokens, prompt.prefix),
       .token_ids = std::vector<uint32_t>(prompt.own_tokens, prompt.own),
       .prompt_hash = prompt.hash(),
@@ -61,41 +71,86 @@ void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration ho
       *context_, *prefixes_, *prefills_,
       agent::FetchOptions{
           .max_retries = 2, .accept_timeout = Millis(1500), .load_timeout = Millis(3000)},
-      std::move(request), [this, active, hold, id](const Result<agent::FetchResult>& result) {
-        active->over = true;
-        OnFetched(id, active, result);
-        if (!result.has_value()) return;
-        // It decodes for a while, and leaves.
-        ranks_.front()->process().CallAfter(hold, [this, id, active] {
-          Check(*active, "after decoding");
-          active_.erase(id);
-        });
-      });
+      std::move(request),
+      [this, active](const Result<agent::FetchResult>& result) { OnFetched(active, result); });
   active->fetch->Start();
-  clock.CallAfter(cancel_after, [active] {
+  ranks_.front()->process().CallAfter(cancel_after, [active] {
     if (!active->over) active->fetch->Cancel({Code::kCancelled, "the user left"});
-  });
-  clock.CallAt(active->deadline + Millis(500), [this, active] {
-    if (!active->over && outcomes_.violation.empty()) {
-      outcomes_.violation = "a request did not end by its deadline: " + State();
-    }
   });
 }
 
-void SimDecode::OnFetched(uint64_t id, const std::shared_ptr<Active>& active,
+void SimDecode::OnFetched(const std::shared_ptr<Active>& active,
                           const Result<agent::FetchResult>& result) {
   // Its last callback is on the stack.
   ranks_.front()->process().CallAfter({}, [fetch = std::move(active->fetch)] {});
-  if (!result.has_value()) {
-    ++(result.error().code() == Code::kCancelled ? outcomes_.cancelled : outcomes_.failed);
-    active_.erase(id);
-    return;
-  }
+  if (!result.has_value()) return Fail(active, result.error());
   ++outcomes_.served;
   outcomes_.retried += result->retries;
   if (result->load.prefix_hit) ++outcomes_.prefix_hits;
-  active->prefix = result->load.prefix;
+  Decode(active, result->load.prefix);
+}
+
+void SimDecode::Load(const Prompt& prompt, const proto::Ticket& ticket, Duration hold) {
+  const auto active = Admit(prompt);
+  if (!active) return;
+  active->hold = hold;
+  active->lease = ticket.prompt.lease;
+  active->load = std::make_shared<agent::Load>(
+      *context_, *prefixes_,
+      agent::LoadRequest{
+          .ticket = ticket, .blocks = active->blocks.Share(), .deadline = active->deadline},
+      agent::Load::Events{
+          .finished =
+              [this, active](const Result<agent::LoadResult>& result) { OnLoaded(active, result); },
+          .drained = [] {}});
+  active->load->Start();
+}
+
+void SimDecode::SetReady(const proto::Ticket& ticket) {
+  for (const auto& [id, active] : active_) {
+    if (active->load && active->lease == ticket.prompt.lease) active->load->SetReady();
+  }
+}
+
+void SimDecode::OnLoaded(const std::shared_ptr<Active>& active,
+                         const Result<agent::LoadResult>& result) {
+  active->load.reset();
+  if (!result.has_value()) return Fail(active, result.error());
+  ++outcomes_.loaded;
+  Decode(active, result->prefix);
+}
+
+void SimDecode::Fail(const std::shared_ptr<Active>& active, const Status& status) {
+  active->over = true;
+  outcomes_.last_failure = status.ToString();
+  switch (status.code()) {
+    case Code::kCancelled:
+      ++outcomes_.cancelled;
+      break;
+    case Code::kOverloaded:
+      ++outcomes_.no_room;
+      break;
+    default:
+      ++outcomes_.failed;
+  }
+  Leave(active);
+}
+
+void SimDecode::Decode(const std::shared_ptr<Active>& active, PrefixRef prefix) {
+  active->over = true;
+  active->prefix = std::move(prefix);
   Check(*active, "when served");
+  ranks_.front()->process().CallAfter(active->hold, [this, active] {
+    Check(*active, "after decoding");
+    Leave(active);
+  });
+}
+
+// Timers may know it for a while still.
+void SimDecode::Leave(const std::shared_ptr<Active>& active) {
+  active->blocks.Reset();
+  active->prefix.reset();
+  active_.erase(active->id);
 }
 
 void SimDecode::Check(const Active& active, const char* when) {
@@ -108,9 +163,7 @@ void SimDecode::Check(const Active& active, const char* when) {
               CheckPart(rank->memory(), active.prefix->blocks.blocks(), 0, prompt.prefix_hash(), 0,
                         prompt.prefix_tokens);
     }
-    if (!right && outcomes_.violation.empty()) {
-      outcomes_.violation = std::string("wrong bytes were served (") + when + ")";
-    }
+    if (!right) host_.Violate(std::string("wrong bytes were served (") + when + ")");
   }
 }
 

@@ -20,10 +20,11 @@ struct Outcomes {
   uint64_t served = 0;
   uint64_t prefix_hits = 0;
   uint64_t failed = 0;
+  std::string last_failure;
   uint64_t cancelled = 0;
   uint64_t no_room = 0;
   uint64_t retried = 0;
-  uint64_t stale_prevented = 0;
+  uint64_t loaded = 0;    // from tickets that another engine has, too
   std::string violation;  // the first invariant that broke; empty: none
 };
 
@@ -41,7 +42,11 @@ class SimDecode {
   SimDecode(Host& host, Options options, Outcomes& outcomes);
   ~SimDecode();
 
+  // Cancelled after `cancel_after` unless it is over by then; once served it decodes for `hold`.
   void Request(const Prompt& prompt, Duration cancel_after, Duration hold);
+  // A ticket that somebody else asked for. Bytes move from SetReady on.
+  void Load(const Prompt& prompt, const proto::Ticket& ticket, Duration hold);
+  void SetReady(const proto::Ticket& ticket);
 
   bool AtRest() const;
   std::string State() const;
@@ -52,11 +57,19 @@ class SimDecode {
     BlockTable blocks;
     PrefixRef prefix;
     std::shared_ptr<agent::Fetch> fetch;
+    std::shared_ptr<agent::Load> load;
+    LeaseId lease;  // of `load`
+    uint64_t id = 0;
     TimePoint deadline;
+    Duration hold{};
     bool over = false;
   };
-  void OnFetched(uint64_t id, const std::shared_ptr<Active>& active,
-                 const Result<agent::FetchResult>& result);
+  std::shared_ptr<Active> Admit(const Prompt& prompt);
+  void OnFetched(const std::shared_ptr<Active>& active, const Result<agent::FetchResult>& result);
+  void OnLoaded(const std::shared_ptr<Active>& active, const Result<agent::LoadResult>& result);
+  void Fail(const std::shared_ptr<Active>& active, const Status& status);
+  void Decode(const std::shared_ptr<Active>& active, PrefixRef prefix);
+  void Leave(const std::shared_ptr<Active>& active);
   void Check(const Active& active, const char* when);
 
   Host& host_;

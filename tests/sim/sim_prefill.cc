@@ -6,12 +6,18 @@
 #include "proto/codec.h"
 
 namespace kvrelay::sim {
+namespace {
 
-SimPrefill::SimPrefill(Host& host, Options options) : host_(host), options_(std::move(options)) {
+Progress Tokens(uint32_t tokens) { return {.tokens = tokens, .chunk_end = tokens, .layers = 0}; }
+
+}  // namespace
+
+SimPrefill::SimPrefill(Host& host, Options options, std::unique_ptr<SimRank> rank1)
+    : host_(host), options_(std::move(options)) {
   std::vector<std::string> endpoints;
   std::vector<KvShard> shards;
   for (uint32_t rank = 0; rank < options_.tp; ++rank) {
-    ranks_.push_back(NewRank(rank));
+    ranks_.push_back(rank == 1 && rank1 ? std::move(rank1) : NewRank(rank));
     endpoints.push_back(ranks_.back()->endpoint());
     shards.push_back(ranks_.back()->memory().shard());
   }
@@ -24,6 +30,8 @@ SimPrefill::SimPrefill(Host& host, Options options) : host_(host), options_(std:
                                                                     .ttl = options_.ttl,
                                                                     .cap = options_.cap,
                                                                     .max_leases = 64});
+  claim_watch_ =
+      std::make_unique<ClaimWatch>(host_, ranks_.front()->rpc(), ranks_.front()->watch());
   env.rpc.Handle(proto::Type::kPrefill,
                  [this](std::string_view body, const agent::ResponderPtr& responder) {
                    OnPrefill(body, responder);
@@ -32,6 +40,13 @@ SimPrefill::SimPrefill(Host& host, Options options) : host_(host), options_(std:
 
 SimPrefill::~SimPrefill() {
   for (const auto& rank : ranks_) rank->Freeze();
+}
+
+std::unique_ptr<SimRank> SimPrefill::TakeRank1() {
+  if (options_.tp < 2) return nullptr;
+  auto rank1 = std::move(ranks_.back());
+  ranks_.pop_back();
+  return rank1;
 }
 
 std::unique_ptr<SimRank> SimPrefill::NewRank(uint32_t rank) {
@@ -125,7 +140,10 @@ void SimPrefill::OnOffered(const std::shared_ptr<Job>& job, bool prefix,
   } else if (prefix) {
     job->prefix_lease = *lease;
     if (job->prefix->complete) {
-      Publish(*lease, job->prompt.prefix_tokens);
+      for (const auto& rank : ranks_) {
+        const auto writer = rank->owner().Writer(*lease);
+        if (writer) writer->Publish(Tokens(job->prompt.prefix_tokens));
+      }
       owner_->MarkFinished(*lease);
     } else {
       job->prefix->leases.push_back(*lease);
@@ -135,8 +153,7 @@ void SimPrefill::OnOffered(const std::shared_ptr<Job>& job, bool prefix,
   }
   if (job->offers_left > 0) return;
   if (job->failed) return Abort(job, {Code::kLeaseEnded, "offer failed"});
-  proto::PrefillReply reply;
-  reply.ticket = {
+  job->ticket = {
       .owner = options_.engine,
       .incarnation = links_->leader(),
       .front = endpoint(),
@@ -144,10 +161,13 @@ void SimPrefill::OnOffered(const std::shared_ptr<Job>& job, bool prefix,
       .prompt = {job->lease, job->prompt.hash(), job->prompt.prefix_tokens, job->prompt.own_tokens},
       .prefixes = {}};
   if (job->prefix) {
-    reply.ticket.prefixes.push_back(
+    job->ticket.prefixes.push_back(
         {job->prefix_lease, job->prompt.prefix_hash(), 0, job->prompt.prefix_tokens});
   }
+  proto::PrefillReply reply;
+  reply.ticket = job->ticket;
   job->responder->Reply(proto::Encode(reply), true);
+  options_.on_ticket(job->prompt, job->ticket);
   jobs_.push_back(job);
   if (!working_) Work();
 }
@@ -167,27 +187,51 @@ void SimPrefill::Work() {
   }
 }
 
-// One chunk on every rank, each at its own moment; `done(true)` when all have written it.
+// The leases that a chunk counts for, on one rank.
+std::vector<std::shared_ptr<agent::ProgressWriter>> SimPrefill::Writers(const Job& job, bool prefix,
+                                                                        size_t rank) const {
+  std::vector<std::shared_ptr<agent::ProgressWriter>> writers;
+  const auto add = [&](const LeaseId& lease) {
+    if (auto writer = ranks_[rank]->owner().Writer(lease)) writers.push_back(std::move(writer));
+  };
+  if (!prefix) add(job.lease);
+  if (prefix) std::ranges::for_each(job.prefix->leases, add);
+  return writers;
+}
+
+void SimPrefill::WriteOnRank(const Job& job, bool prefix, uint32_t count, size_t rank) {
+  const Prompt& p = job.prompt;
+  if (prefix) {
+    WritePart(ranks_[rank]->memory(), job.prefix->blocks.blocks(), 0, p.prefix_hash(), job.done,
+              count);
+  } else {
+    WritePart(ranks_[rank]->memory(), job.blocks.blocks(), p.prefix_tokens, p.hash(),
+              p.prefix_tokens + job.done, count);
+  }
+  ranks_[rank]->watch().CheckLeases();
+}
+
+// One chunk on every rank, each at its own moment, and its progress at a later one, as a GPU's
+// queue has it: with writers taken when the chunk was queued. `done(true)` when all ranks have it.
 void SimPrefill::WriteChunk(const std::shared_ptr<Job>& job, bool prefix, uint32_t count,
                             std::function<void(bool)> done) {
   auto left = std::make_shared<size_t>(ranks_.size());
   const uint64_t life = rank1_lives_;
+  const uint32_t tokens = (prefix ? 0 : job->prompt.prefix_tokens) + job->done + count;
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
     Process& leader = ranks_.front()->process();
-    leader.CallAfter(std::chrono::microseconds(host_.world.random.Below(2000)),
-                     [this, job, prefix, count, rank, left, life, done] {
-                       if (life == rank1_lives_ || rank == 0) {
-                         const Prompt& p = job->prompt;
-                         if (prefix) {
-                           WritePart(ranks_[rank]->memory(), job->prefix->blocks.blocks(), 0,
-                                     p.prefix_hash(), job->done, count);
-                         } else {
-                           WritePart(ranks_[rank]->memory(), job->blocks.blocks(), p.prefix_tokens,
-                                     p.hash(), p.prefix_tokens + job->done, count);
-                         }
-                       }
-                       if (--*left == 0) done(life == rank1_lives_);
-                     });
+    const auto soon = [this] { return std::chrono::microseconds(host_.world.random.Below(2000)); };
+    const auto alive = [this, rank, life] { return rank == 0 || life == rank1_lives_; };
+    leader.CallAfter(soon(), [this, &leader, soon, alive, job, prefix, count, tokens, rank, left,
+                              life, done, writers = Writers(*job, prefix, rank)] {
+      if (alive()) WriteOnRank(*job, prefix, count, rank);
+      leader.CallAfter(soon(), [this, alive, tokens, left, life, done, writers] {
+        for (const auto& writer : writers) {
+          if (alive()) writer->Publish(Tokens(tokens));
+        }
+        if (--*left == 0) done(life == rank1_lives_);
+      });
+    });
   }
 }
 
@@ -196,11 +240,17 @@ void SimPrefill::WorkPrefix(const std::shared_ptr<Job>& job) {
   WriteChunk(job, true, count, [this, job, count](bool ok) {
     if (!ok) return Abort(job, {Code::kLeaseEnded, "rank 1 was lost"});
     job->done += count;
-    for (const LeaseId& lease : job->prefix->leases) Publish(lease, job->done);
     if (job->done < job->prompt.prefix_tokens) return WorkPrefix(job);
     job->done = 0;
     job->prefix->complete = true;
-    for (const LeaseId& lease : std::exchange(job->prefix->leases, {})) owner_->MarkFinished(lease);
+    // Those that were offered while the last chunk was in the queue, too.
+    for (const LeaseId& lease : std::exchange(job->prefix->leases, {})) {
+      for (const auto& rank : ranks_) {
+        const auto writer = rank->owner().Writer(lease);
+        if (writer) writer->Publish(Tokens(job->prompt.prefix_tokens));
+      }
+      owner_->MarkFinished(lease);
+    }
     WorkOwn(job);
   });
 }
@@ -209,23 +259,18 @@ void SimPrefill::WorkOwn(const std::shared_ptr<Job>& job) {
   const uint32_t count = std::min(3U, job->prompt.own_tokens - job->done);
   WriteChunk(job, false, count, [this, job, count](bool ok) {
     if (!ok) return Abort(job, {Code::kLeaseEnded, "rank 1 was lost"});
-    job->done += count;
-    if (!Publish(job->lease, job->prompt.prefix_tokens + job->done)) {
+    if (!Lives(job->lease)) {
       return Abort(job, {Code::kLeaseEnded, "the lease ended under the prefill"});
     }
+    job->done += count;
     if (job->done < job->prompt.own_tokens) return WorkOwn(job);
     Finish(job);
   });
 }
 
-bool SimPrefill::Publish(const LeaseId& lease, uint32_t tokens) {
-  bool all = true;
-  for (const auto& rank : ranks_) {
-    const auto writer = rank->owner().Writer(lease);
-    if (writer) writer->Publish({.tokens = tokens, .chunk_end = tokens, .layers = 0});
-    all = all && writer;
-  }
-  return all;
+bool SimPrefill::Lives(const LeaseId& lease) const {
+  return std::ranges::all_of(
+      ranks_, [&lease](const auto& rank) { return rank->owner().Writer(lease) != nullptr; });
 }
 
 void SimPrefill::Finish(const std::shared_ptr<Job>& job) {
@@ -233,6 +278,7 @@ void SimPrefill::Finish(const std::shared_ptr<Job>& job) {
   proto::PrefillReply reply;
   reply.finished = true;
   job->responder->Reply(proto::Encode(reply), false);
+  options_.on_finished(job->ticket);
   Work();
 }
 
@@ -241,6 +287,32 @@ void SimPrefill::Abort(const std::shared_ptr<Job>& job, const Status& why) {
   if (!job->prefix_lease.IsZero()) owner_->Withdraw(job->prefix_lease, "aborted");
   job->responder->Fail(why);
   if (working_ == job) Work();
+}
+
+void SimPrefill::Check() {
+  std::map<LeaseId, std::string> known;
+  for (const agent::OwnerLeader::LeaseInfo& lease : owner_->List()) {
+    known[lease.lease] = lease.state;
+  }
+  const TimePoint now = host_.world.Now();
+  for (const auto& rank : ranks_) {
+    rank->watch().CheckLeases();
+    for (const agent::OwnerRank::LeaseInfo& live : rank->owner().List()) {
+      const RankWatch::Started* started = rank->watch().Find(live.lease);
+      if (started == nullptr || started->start.leader != links_->leader()) continue;
+      const auto lease = known.find(live.lease);
+      if (lease == known.end()) {
+        host_.Violate(rank->endpoint() + " holds a lease that its leader let go of");
+      } else if (lease->second != "ending" && now > started->at + options_.cap) {
+        host_.Violate(options_.prefix + " a lease outlived the cap");
+      }
+    }
+  }
+}
+
+uint64_t SimPrefill::Ended(const std::string& reason) const {
+  return static_cast<uint64_t>(
+      ranks_.front()->counters().Get("kvrelay_leases_ended_total{reason=\"" + reason + "\"}"));
 }
 
 bool SimPrefill::AtRest() const {

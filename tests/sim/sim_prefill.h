@@ -3,6 +3,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -25,17 +26,29 @@ class SimPrefill {
     bool mapped = true;
     Duration ttl = Millis(3000);
     Duration cap = Millis(20'000);
+    // A ticket left, and later: its KV is complete.
+    std::function<void(const Prompt&, const proto::Ticket&)> on_ticket;
+    std::function<void(const proto::Ticket&)> on_finished;
   };
-  SimPrefill(Host& host, Options options);
+  // `rank1`: it outlived the former leader; null: all ranks start anew.
+  SimPrefill(Host& host, Options options, std::unique_ptr<SimRank> rank1);
   // The whole process dies.
   ~SimPrefill();
 
   // Rank 1 alone dies and comes back, with its memory lost.
   void RestartRank1();
+  // Before everything else dies. Null when there is none.
+  std::unique_ptr<SimRank> TakeRank1();
+
+  // Looks at every rank: leases that the leader let go of are over there, and none outlives the
+  // cap.
+  void Check();
 
   const std::string& endpoint() const { return ranks_.front()->endpoint(); }
   // At rest only cached prefixes hold blocks, and no lease lives.
   bool AtRest() const;
+  // How many leases ended for one reason.
+  uint64_t Ended(const std::string& reason) const;
   std::string State() const;
 
  private:
@@ -55,6 +68,7 @@ class SimPrefill {
     LeaseId lease;
     int offers_left = 0;
     bool failed = false;
+    proto::Ticket ticket;
     uint32_t done = 0;  // of the part in work
   };
 
@@ -66,9 +80,12 @@ class SimPrefill {
   void WorkOwn(const std::shared_ptr<Job>& job);
   void WriteChunk(const std::shared_ptr<Job>& job, bool prefix, uint32_t count,
                   std::function<void(bool)> done);
+  void WriteOnRank(const Job& job, bool prefix, uint32_t count, size_t rank);
   void Finish(const std::shared_ptr<Job>& job);
   void Abort(const std::shared_ptr<Job>& job, const Status& why);
-  bool Publish(const LeaseId& lease, uint32_t tokens);
+  std::vector<std::shared_ptr<agent::ProgressWriter>> Writers(const Job& job, bool prefix,
+                                                              size_t rank) const;
+  bool Lives(const LeaseId& lease) const;
   std::unique_ptr<SimRank> NewRank(uint32_t rank);
 
   Host& host_;
@@ -77,6 +94,7 @@ class SimPrefill {
   std::vector<std::unique_ptr<SimRank>> ranks_;
   std::unique_ptr<agent::RankLinks> links_;
   std::unique_ptr<agent::OwnerLeader> owner_;
+  std::unique_ptr<ClaimWatch> claim_watch_;
   std::map<ContentHash, std::shared_ptr<Prefix>> prefixes_;
   std::deque<std::shared_ptr<Job>> jobs_;
   std::shared_ptr<Job> working_;

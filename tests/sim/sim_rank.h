@@ -10,22 +10,10 @@
 #include "agent/owner_rank.h"
 #include "agent/peer_table.h"
 #include "agent/reader_rank.h"
-#include "tests/sim/kv_model.h"
-#include "tests/sim/sim_rpc.h"
-#include "tests/sim/world.h"
-#include "transport/fake_transport.h"
+#include "tests/sim/host.h"
+#include "tests/sim/watch.h"
 
 namespace kvrelay::sim {
-
-// What all processes of a schedule share, and what outlives them.
-struct Host {
-  World& world;
-  Network& network;
-  transport::FakeFabric& fabric;
-  uint64_t next_address = 1;
-  // Memory of dead processes stays mapped at their readers.
-  std::vector<std::shared_ptr<RankMemory>> graveyard;
-};
 
 struct SimRankOptions {
   EngineId engine;
@@ -47,6 +35,9 @@ class SimRank {
   agent::Env& env() { return *env_; }
   agent::OwnerRank& owner() { return *owner_; }
   RankMemory& memory() { return *memory_; }
+  RankWatch& watch() { return *watch_; }
+  SimRpc& rpc() { return rpc_; }
+  const agent::Counters& counters() const { return counters_; }
   const std::string& endpoint() const { return rpc_.endpoint(); }
   size_t operations() const;
   size_t sessions() const { return reader_->List().size(); }
@@ -65,6 +56,7 @@ class SimRank {
   std::unique_ptr<agent::OwnerRank> owner_;
   std::unique_ptr<agent::PeerTable> peers_;
   std::unique_ptr<agent::ReaderRank> reader_;
+  std::unique_ptr<RankWatch> watch_;
 };
 
 }  // namespace kvrelay::sim

@@ -5,8 +5,8 @@
 
 namespace kvrelay::sim {
 
-Duration Network::Delay(bool faulty) {
-  if (faulty && world.random.Chance(faults.slow)) {
+Duration Network::Delay(const NetworkFaults& faults) {
+  if (world.random.Chance(faults.slow)) {
     return std::chrono::microseconds(world.random.Below(1'000'000));
   }
   return std::chrono::microseconds(world.random.Below(2'000));
@@ -17,12 +17,14 @@ Duration Network::Delay(bool faulty) {
 class SimResponder final : public agent::Responder {
  public:
   SimResponder(Network& network, std::shared_ptr<SimRpc::Anchor> caller, agent::Rpc::CallId id,
-               std::shared_ptr<bool> cancelled, bool faulty)
+               std::shared_ptr<bool> cancelled, const NetworkFaults& faults,
+               std::function<void(const Result<std::string>&)> watch)
       : network_(network),
         caller_(std::move(caller)),
         id_(id),
         cancelled_(std::move(cancelled)),
-        faulty_(faulty) {}
+        faults_(faults),
+        watch_(std::move(watch)) {}
   ~SimResponder() override {
     if (!final_) Send(Error(Code::kInternal, "dropped"), false);
   }
@@ -49,9 +51,10 @@ class SimResponder final : public agent::Responder {
     if (final_) return;
     final_ = !more;
     if (final_) open_.reset();
-    lost_ = lost_ || (faulty_ && network_.world.random.Chance(network_.faults.lose));
+    if (watch_) watch_(body);
+    lost_ = lost_ || network_.world.random.Chance(faults_.lose);
     if (lost_) return;
-    last_ = std::max(last_ + Duration(1), network_.world.Now() + network_.Delay(faulty_));
+    last_ = std::max(last_ + Duration(1), network_.world.Now() + network_.Delay(faults_));
     network_.world.Schedule(last_, [caller = caller_, id = id_, body = std::move(body), more] {
       if (caller->rpc != nullptr) caller->rpc->OnReplyMessage(id, body, more);
     });
@@ -61,7 +64,8 @@ class SimResponder final : public agent::Responder {
   std::shared_ptr<SimRpc::Anchor> caller_;
   const agent::Rpc::CallId id_;
   std::shared_ptr<bool> cancelled_;
-  const bool faulty_;
+  const NetworkFaults& faults_;
+  const std::function<void(const Result<std::string>&)> watch_;
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
   std::weak_ptr<bool> weak_final_ = open_;
   bool final_ = false;
@@ -92,25 +96,25 @@ agent::Rpc::CallId SimRpc::Call(const std::string& endpoint, proto::Type type, s
                                 TimePoint deadline, OnReply on_reply) {
   World& world = network_.world;
   const CallId id = next_++;
-  const bool faulty = !endpoint.starts_with(own_);
+  const NetworkFaults& faults = FaultsTo(endpoint);
   Outgoing& call = calls_[id];
   call.on_reply = std::move(on_reply);
   call.cancelled = std::make_shared<bool>(false);
   call.timer = process_.CallAt(deadline, [this, id] {
     OnReplyMessage(id, Error(Code::kDeadlineExceeded, "no answer in time"), false);
   });
-  if (faulty && world.random.Chance(network_.faults.lose)) return id;
+  if (world.random.Chance(faults.lose)) return id;
   // Engines ask for a prefill once and never repeat it by themselves; every other message may
   // arrive twice.
-  const bool twice = type != proto::Type::kPrefill && world.random.Chance(network_.faults.repeat);
+  const bool twice = type != proto::Type::kPrefill && world.random.Chance(faults.repeat);
   const int copies = twice ? 2 : 1;
   for (int copy = 0; copy < copies; ++copy) {
-    world.Schedule(world.Now() + network_.Delay(faulty),
+    world.Schedule(world.Now() + network_.Delay(faults),
                    [&network = network_, endpoint, type, body, caller = anchor_, id,
-                    cancelled = call.cancelled, faulty] {
+                    cancelled = call.cancelled, &faults] {
                      const auto it = network.listeners.find(endpoint);
                      if (it != network.listeners.end()) {
-                       it->second->Deliver(type, body, caller, id, cancelled, faulty);
+                       it->second->Deliver(type, body, caller, id, cancelled, faults);
                      } else if (caller->rpc != nullptr && network.world.random.Chance(0.7)) {
                        caller->rpc->OnReplyMessage(
                            id, Error(Code::kPeerUnreachable, endpoint + " refused"), false);
@@ -130,13 +134,22 @@ void SimRpc::Abandon(CallId id) {
 
 void SimRpc::Deliver(proto::Type type, const std::string& body,
                      const std::shared_ptr<Anchor>& caller, CallId id,
-                     const std::shared_ptr<bool>& cancelled, bool faulty) {
-  auto responder = std::make_shared<SimResponder>(network_, caller, id, cancelled, faulty);
+                     const std::shared_ptr<bool>& cancelled, const NetworkFaults& faults) {
+  std::function<void(const Result<std::string>&)> watch;
+  const auto watcher = watchers_.find(type);
+  if (watcher != watchers_.end()) {
+    watch = [here = anchor_, watcher, body](const Result<std::string>& reply) {
+      if (here->rpc != nullptr) watcher->second(body, &reply);
+    };
+  }
+  auto responder =
+      std::make_shared<SimResponder>(network_, caller, id, cancelled, faults, std::move(watch));
   const auto handler = handlers_.find(type);
   if (handler == handlers_.end()) {
     return responder->Fail({Code::kInvalidArgument, "no handler"});
   }
   handler->second(body, std::move(responder));
+  if (watcher != watchers_.end()) watcher->second(body, nullptr);
 }
 
 void SimRpc::OnReplyMessage(CallId id, Result<std::string> body, bool more) {

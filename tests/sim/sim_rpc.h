@@ -2,9 +2,11 @@
 // refuse or stay silent.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "agent/rpc.h"
 #include "tests/sim/world.h"
@@ -24,10 +26,10 @@ class Network {
  public:
   explicit Network(World& world) : world(world) {}
   World& world;
-  NetworkFaults faults;  // between engines; a leader and its ranks repeat and reorder, but lose
-                         // nothing for good
+  NetworkFaults between;  // engines
+  NetworkFaults inside;   // one: a leader and its ranks
   std::map<std::string, SimRpc*> listeners;
-  Duration Delay(bool faulty);
+  Duration Delay(const NetworkFaults& faults);
 };
 
 class SimRpc final : public agent::Rpc {
@@ -44,6 +46,11 @@ class SimRpc final : public agent::Rpc {
   void Abandon(CallId id) override;
   const std::string& endpoint() const { return endpoint_; }
 
+  // Sees what this listener is asked and answers. `reply` is null when the handler has just run
+  // (and may answer later); afterwards, or before, each answer is seen as it leaves.
+  using Watcher = std::function<void(std::string_view request, const Result<std::string>* reply)>;
+  void Watch(proto::Type type, Watcher watcher) { watchers_[type] = std::move(watcher); }
+
  private:
   friend class SimResponder;
   struct Outgoing {
@@ -51,13 +58,16 @@ class SimRpc final : public agent::Rpc {
     Clock::TimerId timer = 0;
     std::shared_ptr<bool> cancelled;  // seen by the callee a little later
   };
-  // Survives the rpc: what late messages check.
+  // Survives the rpc: what late messages and answers check.
   struct Anchor {
     SimRpc* rpc = nullptr;
   };
 
   void Deliver(proto::Type type, const std::string& body, const std::shared_ptr<Anchor>& caller,
-               CallId id, const std::shared_ptr<bool>& cancelled, bool faulty);
+               CallId id, const std::shared_ptr<bool>& cancelled, const NetworkFaults& faults);
+  const NetworkFaults& FaultsTo(const std::string& endpoint) const {
+    return endpoint.starts_with(own_) ? network_.inside : network_.between;
+  }
   void OnReplyMessage(CallId id, Result<std::string> body, bool more);
 
   Network& network_;
@@ -66,6 +76,7 @@ class SimRpc final : public agent::Rpc {
   const std::string own_;
   std::shared_ptr<Anchor> anchor_;
   std::map<proto::Type, Handler> handlers_;
+  std::map<proto::Type, Watcher> watchers_;
   CallId next_ = 1;
   std::map<CallId, Outgoing> calls_;
 };
