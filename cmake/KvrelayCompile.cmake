@@ -20,9 +20,9 @@ if(KVRELAY_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER "${KVRELAY_CCACHE}")
 endif()
 
-add_compile_options(-Wall -Wextra -fno-omit-frame-pointer)
+add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-fno-omit-frame-pointer>")
 if(KVRELAY_WERROR)
-  add_compile_options(-Werror)
+  add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-Werror>")
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC 12 reports overlapping copies inside std::string for `"literal" + string` (GCC bug 105651).
@@ -34,7 +34,7 @@ if(CMAKE_BUILD_TYPE STREQUAL "Debug")
 endif()
 
 if(KVRELAY_SANITIZE)
-  add_compile_options("-fsanitize=${KVRELAY_SANITIZE}" -fno-sanitize-recover=all)
+  add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${KVRELAY_SANITIZE};-fno-sanitize-recover=all>")
   add_link_options("-fsanitize=${KVRELAY_SANITIZE}")
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # Instrumented code confuses the flow analysis behind this warning.

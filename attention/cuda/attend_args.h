@@ -1,0 +1,32 @@
+// What a launch of the attention kernel is given.
+#pragma once
+
+#include <cuda.h>
+
+#include "attention/cuda/plan.h"
+#include "kvcache/layout.h"
+
+namespace kvrelay::attention::cuda {
+
+// Boxes of 16 tokens of one head: {64 columns, 8 tokens, column block, group of 8 tokens, place},
+// where block b's head h stands at place b * block_step + h * head_step.
+struct CacheMaps {
+  CUtensorMap k;
+  CUtensorMap v;
+  uint32_t block_step;
+  uint32_t head_step;
+};
+
+struct AttendArgs {
+  AttendShape shape;
+  Plan plan;
+  const uint32_t* blocks;  // [max_requests][blocks_stride]
+  const uint32_t* prefix_blocks;
+  uint32_t blocks_stride;
+  uint32_t prefix_blocks_stride;
+  const void* q;  // [max_requests][heads][group][head_dim]
+  void* out;
+  float* lse;
+};
+
+}  // namespace kvrelay::attention::cuda

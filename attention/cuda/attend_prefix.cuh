@@ -1,0 +1,278 @@
+// Consumers of a prefix item: a tile of 128 query rows of one head, those of many requests, meets
+// some KV tiles of their prefix. Each of the two warpgroups has 64 of the rows. The products of the
+// next tile with K run while this tile's softmax is computed.
+#pragma once
+
+#include "attention/cuda/consume.cuh"
+#include "attention/cuda/ptx_wgmma.h"
+
+namespace kvrelay::attention::cuda {
+
+template <typename T, uint32_t kHeadDim>
+class PrefixAttention {
+ public:
+  using S = Shared<kHeadDim>;
+  static constexpr uint32_t kOutputs = kHeadDim / 2;  // accumulators of a thread
+  static constexpr uint32_t kWarpgroupRows = kTileRows / 2;
+
+  __device__ PrefixAttention(Consumer<kHeadDim>& consumer, const Work& work)
+      : c_(consumer),
+        work_(work),
+        warpgroup_(consumer.warp / 4),
+        relayed_(consumer.args.plan.relayed[work.relayed]),
+        first_member_(work.row_tile * consumer.args.shape.requests_per_tile()),
+        requests_(min(consumer.args.shape.requests_per_tile(), relayed_.members - first_member_)) {}
+
+  __device__ void Run() {
+    const uint32_t rows = requests_ * c_.args.shape.group;
+    c_.Sync();  // nobody reads the item before any more
+    if (warpgroup_ * kWarpgroupRows < rows) {
+      LoadQuery(rows);
+      Attend();
+      StorePart(rows);
+    } else {
+      for (uint32_t stage = 0; stage < 2 * work_.tiles(); ++stage) {
+        c_.WaitFull(c_.ring.slot, c_.ring.parity);
+        c_.Release(c_.ring.slot);
+        c_.ring.Next();
+      }
+    }
+    Finish();
+  }
+
+ private:
+  // Packed row `row` of the tile: its request and which query head of the head.
+  __device__ uint32_t Request(uint32_t slot) const {
+    return c_.args.plan.members[relayed_.first_member + first_member_ + slot];
+  }
+
+  // This warpgroup's rows into shared memory; rows past the end are zeros.
+  __device__ void LoadQuery(uint32_t rows) {
+    constexpr uint32_t kUnits = kHeadDim / 8;
+    const AttendShape& shape = c_.args.shape;
+    const uint32_t q = ptx::SharedAddress(c_.shared.q);
+    const auto* from = static_cast<const uint4*>(c_.args.q);
+#pragma unroll 8
+    for (uint32_t i = c_.thread % 128; i < kWarpgroupRows * kUnits; i += 128) {
+      const uint32_t row = warpgroup_ * kWarpgroupRows + i / kUnits;
+      const uint32_t u = i % kUnits;
+      uint4 value = {};
+      if (row < rows) {
+        const uint64_t q_row =
+            (uint64_t{Request(row / shape.group)} * shape.heads + work_.head) * shape.group +
+            row % shape.group;
+        value = __ldg(from + q_row * kUnits + u);
+      }
+      ptx::StoreShared16(
+          q + row / 8 * S::kGroupBytes + u / 8 * 1024 + row % 8 * 128 + ((u % 8) ^ (row % 8)) * 16,
+          value);
+    }
+    ptx::FenceProxyAsync();
+    ptx::NamedBarrier(kWarpgroupBarrier + warpgroup_, 128);
+  }
+
+  __device__ __forceinline__ void Logits(uint32_t slot) {
+    const uint64_t q = ptx::Descriptor(
+        ptx::SharedAddress(c_.shared.q) + warpgroup_ * (kWarpgroupRows / 8) * S::kGroupBytes,
+        S::kGroupBytes, 0);
+    const uint64_t k = ptx::Descriptor(ptx::SharedAddress(c_.shared.ring[slot]), S::kGroupBytes, 0);
+    ptx::WarpgroupFence();
+#pragma unroll
+    for (uint32_t step = 0; step < kHeadDim / 16; ++step) {
+      const uint32_t bytes = step / 4 * 1024 + step % 4 * 32;
+      ptx::WarpgroupDot<T>(s_, ptx::Advance(q, bytes), ptx::Advance(k, bytes), step > 0);
+    }
+    ptx::WarpgroupCommit();
+  }
+
+  __device__ __forceinline__ void Outputs(uint32_t slot, bool add) {
+    const uint64_t v =
+        ptx::Descriptor(ptx::SharedAddress(c_.shared.ring[slot]), S::kGroupBytes, 1024);
+    ptx::WarpgroupFence();
+#pragma unroll
+    for (uint32_t step = 0; step < kTileTokens / 16; ++step) {
+      ptx::WarpgroupMma<T>(o_, &p_[4 * step], ptx::Advance(v, step * S::kUnitBytes),
+                           add || step > 0);
+    }
+    ptx::WarpgroupCommit();
+  }
+
+  // Logits of keys past the last become -inf.
+  __device__ __forceinline__ void MaskLogits(uint32_t valid) {
+#pragma unroll
+    for (uint32_t i = 0; i < 64; ++i) {
+      const uint32_t column = i / 4 * 8 + 2 * (c_.lane % 4) + i % 2;
+      if (column >= valid) s_[i] = -INFINITY;
+    }
+  }
+
+  // s becomes exp2(s - max) of the two rows of this thread; returns by how much older sums shrink.
+  __device__ __forceinline__ float2 Softmax() {
+    const float scale = c_.args.shape.scale_log2;
+    float factor[2];
+#pragma unroll
+    for (uint32_t r = 0; r < 2; ++r) {
+      float max = fmaxf(s_[2 * r], s_[2 * r + 1]);
+#pragma unroll
+      for (uint32_t i = 4; i < 64; i += 4)
+        max = fmaxf(max, fmaxf(s_[i + 2 * r], s_[i + 2 * r + 1]));
+      max = fmaxf(max, __shfl_xor_sync(~0U, max, 1));
+      max = fmaxf(max, __shfl_xor_sync(~0U, max, 2));
+      max = fmaxf(max * scale, max_[r]);
+      const float base = max == -INFINITY ? 0 : max;
+      factor[r] = ptx::Exp2(max_[r] - base);
+      max_[r] = max;
+      float sum = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < 64; i += 4) {
+        float& a = s_[i + 2 * r];
+        float& b = s_[i + 2 * r + 1];
+        a = ptx::Exp2(fmaf(a, scale, -base));
+        b = ptx::Exp2(fmaf(b, scale, -base));
+        sum += a + b;
+      }
+      sum_[r] = sum_[r] * factor[r] + sum;
+    }
+    return {factor[0], factor[1]};
+  }
+
+  __device__ __forceinline__ void PackProbabilities() {
+#pragma unroll
+    for (uint32_t i = 0; i < 32; ++i) p_[i] = ptx::Pack<T>(s_[2 * i], s_[2 * i + 1]);
+  }
+
+  // Slots past the last token may hold anything, and 0 * NaN is NaN. Each warpgroup clears all of
+  // them for itself.
+  __device__ void ClearTokens(uint32_t slot, uint32_t valid) const {
+    constexpr uint32_t kUnits = kHeadDim / 8;
+    const uint32_t v = ptx::SharedAddress(c_.shared.ring[slot]);
+    for (uint32_t i = valid * kUnits + c_.thread % 128; i < kTileTokens * kUnits; i += 128) {
+      const uint32_t row = i / kUnits;
+      ptx::StoreShared16(
+          v + row / 8 * S::kGroupBytes + i % kUnits / 8 * 1024 + row % 8 * 128 + i % 8 * 16, {});
+    }
+    ptx::FenceProxyAsync();
+    ptx::NamedBarrier(kWarpgroupBarrier + warpgroup_, 128);
+  }
+
+  __device__ __forceinline__ void Attend() {
+    const uint32_t tiles = work_.tiles();
+    const uint32_t valid = work_.tokens - (tiles - 1) * kTileTokens;  // in the last tile
+
+    c_.WaitFull(c_.ring.slot, c_.ring.parity);
+    ptx::Pin(s_);
+    Logits(c_.ring.slot);
+    ptx::WarpgroupWait<0>();
+    ptx::Pin(s_);
+    c_.Release(c_.ring.slot);
+    c_.ring.Next();
+    if (tiles == 1 && valid < kTileTokens) MaskLogits(valid);
+    Softmax();
+    PackProbabilities();
+
+    for (uint32_t tile = 1; tile < tiles; ++tile) {
+      const RingPosition<S::kStages> k = c_.ring;
+      c_.ring.Next();
+      const RingPosition<S::kStages> v = c_.ring;
+      c_.ring.Next();
+      c_.WaitFull(k.slot, k.parity);
+      ptx::Pin(s_);
+      ptx::Pin(o_);
+      ptx::Pin(p_);
+      Logits(k.slot);
+      c_.WaitFull(v.slot, v.parity);
+      Outputs(v.slot, tile > 1);
+      ptx::WarpgroupWait<1>();
+      ptx::Pin(s_);
+      c_.Release(k.slot);
+      if (tile == tiles - 1 && valid < kTileTokens) MaskLogits(valid);
+      const float2 factor = Softmax();
+      ptx::WarpgroupWait<0>();
+      ptx::Pin(o_);
+      ptx::Pin(p_);
+      c_.Release(v.slot);
+#pragma unroll
+      for (uint32_t i = 0; i < kOutputs; i += 4) {
+        o_[i] *= factor.x, o_[i + 1] *= factor.x;
+        o_[i + 2] *= factor.y, o_[i + 3] *= factor.y;
+      }
+      PackProbabilities();
+    }
+
+    c_.WaitFull(c_.ring.slot, c_.ring.parity);
+    if (valid < kTileTokens) ClearTokens(c_.ring.slot, valid);
+    ptx::Pin(o_);
+    ptx::Pin(p_);
+    Outputs(c_.ring.slot, tiles > 1);
+    ptx::WarpgroupWait<0>();
+    ptx::Pin(o_);
+    c_.Release(c_.ring.slot);
+    c_.ring.Next();
+  }
+
+  __device__ void StorePart(uint32_t rows) {
+#pragma unroll
+    for (uint32_t r = 0; r < 2; ++r) {
+      sum_[r] += __shfl_xor_sync(~0U, sum_[r], 1);
+      sum_[r] += __shfl_xor_sync(~0U, sum_[r], 2);
+      const uint32_t row = c_.warp * 16 + c_.lane / 4 + 8 * r;
+      if (row >= rows) continue;
+      const uint64_t part_row = uint64_t{work_.part} * kTileRows + row;
+      float* to = c_.args.plan.part_rows + part_row * kHeadDim + 2 * (c_.lane % 4);
+#pragma unroll
+      for (uint32_t i = 0; i < kOutputs / 4; ++i) {
+        __stcg(reinterpret_cast<float2*>(to + 8 * i),
+               make_float2(o_[4 * i + 2 * r], o_[4 * i + 2 * r + 1]));
+      }
+      if (c_.lane % 4 == 0) c_.args.plan.part_sums[part_row] = {max_[r], sum_[r]};
+    }
+  }
+
+  // Counts this part for each request of the tile, and adds up those that it completes.
+  __device__ void Finish() {
+    const AttendShape& shape = c_.args.shape;
+    __threadfence();
+    c_.Sync();
+    for (uint32_t first = 0; first < requests_; first += 32) {
+      if (c_.warp == 0) {
+        bool last = false;
+        if (first + c_.lane < requests_) {
+          const uint32_t request = Request(first + c_.lane);
+          const PartRows rows = FindParts(shape, c_.args.plan, request, work_.head);
+          last = c_.ArrivePart(request, work_.head, rows.count());
+        }
+        const uint32_t completed = __ballot_sync(~0U, last);
+        if (c_.lane == 0) c_.shared.completed = completed;
+      }
+      c_.Sync();
+      uint32_t completed = c_.shared.completed;
+      uint32_t turn = 0;  // warps take rows in turn
+      while (completed != 0) {
+        const uint32_t slot = first + __ffs(completed) - 1;
+        completed &= completed - 1;
+        const uint32_t request = Request(slot);
+        const PartRows rows = FindParts(shape, c_.args.plan, request, work_.head);
+        for (uint32_t i = 0; i < shape.group; ++i, ++turn) {
+          if (turn % kConsumerWarps == c_.warp) {
+            MergeRow<T, kHeadDim>(c_.args, rows, request, work_.head, i);
+          }
+        }
+      }
+      c_.Sync();
+    }
+  }
+
+  Consumer<kHeadDim>& c_;
+  const Work& work_;
+  const uint32_t warpgroup_;
+  const RelayedPrefix& relayed_;
+  const uint32_t first_member_;
+  const uint32_t requests_;
+  float s_[64];
+  float o_[kOutputs];
+  uint32_t p_[32];
+  float max_[2] = {-INFINITY, -INFINITY};
+  float sum_[2] = {};
+};
+
+}  // namespace kvrelay::attention::cuda

@@ -1,0 +1,91 @@
+// What an attention CTA keeps in shared memory, and the ring that K and V stream through.
+//
+// A tile of K or V (128 tokens) or of Q (128 rows) is stored as [row / 8][64 columns][row % 8]:
+// blocks of 8 rows x 128 bytes, in which the 16-byte unit u of row r stands at u ^ r (the copy
+// engine's 128-byte swizzle). Groups of 8 rows are thus equally far apart whatever the page size,
+// as the tensor cores' descriptors need.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/cuda/plan.h"
+#include "attention/cuda/ptx.h"
+
+namespace kvrelay::attention::cuda {
+
+inline constexpr uint32_t kConsumerWarps = 8;
+inline constexpr uint32_t kConsumerThreads = 32 * kConsumerWarps;
+inline constexpr uint32_t kCtaThreads = 128 + kConsumerThreads;  // the first 128: the producer's
+inline constexpr uint32_t kUnitTokens = 16;                      // what one copy brings
+inline constexpr uint32_t kUnitsPerTile = kTileTokens / kUnitTokens;
+
+enum class WorkKind : uint32_t { kStop = 0, kSuffix = 1, kPrefix = 2 };
+
+// What the consumers need to know of an item.
+struct Work {
+  WorkKind kind;
+  uint32_t head;
+  uint32_t tokens;
+  uint32_t part;
+  // Suffix.
+  uint32_t request;
+  uint32_t contributions;
+  uint32_t q_slot;
+  // Prefix.
+  uint32_t relayed;
+  uint32_t row_tile;
+
+  __device__ uint32_t tiles() const { return (tokens + kTileTokens - 1) / kTileTokens; }
+};
+
+template <uint32_t kHeadDim>
+struct Shared {
+  static constexpr uint32_t kColumnBlocks = kHeadDim / 64;
+  static constexpr uint32_t kGroupBytes = kColumnBlocks * 1024;  // 8 rows
+  static constexpr uint32_t kUnitBytes = 2 * kGroupBytes;
+  static constexpr uint32_t kTileBytes = kTileTokens * kHeadDim * 2;
+  static constexpr uint32_t kStages = 5 * 32768 / kTileBytes;
+  // A slot of suffix queries is written again at the earliest when the ring has gone round.
+  static constexpr uint32_t kQuerySlots = (kStages + 1) / 2;
+  static constexpr uint32_t kQueryRowBytes = kHeadDim * 2 + 16;  // no bank conflicts
+  static constexpr uint32_t kWorkSlots = 4;
+  static constexpr uint32_t kSumRows = 8;  // rows of a suffix item that the warps add up at a time
+  static constexpr uint32_t kSumStride = kHeadDim + 4;  // no bank conflicts
+
+  alignas(1024) uint8_t ring[kStages][kTileBytes];
+  union {
+    alignas(1024) uint8_t q[kTileBytes];               // prefix
+    float sums[kConsumerWarps][kSumRows][kSumStride];  // suffix
+  };
+  alignas(16) uint8_t suffix_q[kQuerySlots][kMaxGroup][kQueryRowBytes];
+  float2 row_sums[kConsumerWarps][kMaxGroup];
+  Work work[kWorkSlots];
+  uint32_t completed;  // requests of a prefix tile (or the one of a suffix item) whose parts are
+                       // all here
+  alignas(8) uint64_t full[kStages];
+  uint64_t empty[kStages];
+  uint64_t work_full[kWorkSlots];
+  uint64_t work_empty[kWorkSlots];
+
+  static_assert(kTileRows * kHeadDim * 2 == kTileBytes);
+};
+
+// A position in a ring of barriers; every pass flips the parity to wait for.
+template <uint32_t kSlots>
+struct RingPosition {
+  uint32_t slot = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void Next() {
+    if (++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Named barriers; 0 is __syncthreads.
+inline constexpr uint32_t kConsumersBarrier = 1;
+inline constexpr uint32_t kWarpgroupBarrier = 2;  // and 3
+
+}  // namespace kvrelay::attention::cuda
