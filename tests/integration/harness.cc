@@ -33,7 +33,11 @@ std::string Tail(const std::string& text) {
   return text.size() <= kLogTail ? text : "[...]" + text.substr(text.size() - kLogTail);
 }
 
-std::string Program(const std::string& name) { return std::string(KVRELAY_BIN_DIR) + "/" + name; }
+Args CommandLine(Args launcher, const std::string& program, const Args& args) {
+  launcher.push_back(std::string(KVRELAY_BIN_DIR) + "/" + program);
+  launcher.insert(launcher.end(), args.begin(), args.end());
+  return launcher;
+}
 
 bool HasFlag(const Args& args, const std::string& name) {
   return std::any_of(args.begin(), args.end(), [&name](const std::string& arg) {
@@ -66,10 +70,10 @@ int Slowness() {
 #endif
 }
 
-Daemon::Daemon(std::string name, const Args& args, const std::string& folder)
+Daemon::Daemon(std::string name, const Args& args, const std::string& folder, const Args& launcher)
     : name_(std::move(name)), log_path_(folder + "/" + name_ + ".log") {
-  ChildOptions options = {.argv = {Program("kvrelayd")}, .stderr_path = log_path_};
-  options.argv.insert(options.argv.end(), args.begin(), args.end());
+  const ChildOptions options = {.argv = CommandLine(launcher, "kvrelayd", args),
+                                .stderr_path = log_path_};
   Result<ChildProcess> process = ChildProcess::Start(options);
   if (!process) {
     ADD_FAILURE() << process.error().ToString();
@@ -122,15 +126,15 @@ Json CliResult::json() const {
   return nullptr;
 }
 
-RunningCli::RunningCli(const Args& args, const std::string& folder)
+RunningCli::RunningCli(const Args& args, const std::string& folder, const Args& launcher)
     : started_(steady_clock::now()) {
   static std::atomic<int> number{0};
   const std::string base = folder + "/cli-" + std::to_string(++number);
   out_path_ = base + ".out";
   err_path_ = base + ".err";
-  ChildOptions options = {
-      .argv = {Program("kvrelay")}, .stdout_path = out_path_, .stderr_path = err_path_};
-  options.argv.insert(options.argv.end(), args.begin(), args.end());
+  const ChildOptions options = {.argv = CommandLine(launcher, "kvrelay", args),
+                                .stdout_path = out_path_,
+                                .stderr_path = err_path_};
   for (const std::string& arg : args) command_ += " " + arg;
   Result<ChildProcess> process = ChildProcess::Start(options);
   if (!process) {
@@ -188,7 +192,7 @@ Daemon& Story::Start(const std::string& name, Args args) {
   AddUnlessGiven(args, "run_dir", run_dir());
   AddUnlessGiven(args, "threads", "2");
   const std::string unique = name + "-" + std::to_string(daemons_.size());
-  daemons_.push_back(std::make_unique<Daemon>(unique, args, folder_));
+  daemons_.push_back(std::make_unique<Daemon>(unique, args, folder_, launcher_));
   return *daemons_.back();
 }
 
@@ -207,12 +211,12 @@ Daemon& Story::StartDecode(const std::vector<Daemon*>& prefills, Args flags) {
   return Start("decode", std::move(flags));
 }
 
-CliResult Story::RunDaemon(Args args, Duration at_most) {
+CliResult Story::RunDaemon(const Args& args, Duration at_most) {
   const TimePoint start = steady_clock::now();
   const std::string log =
       folder_ + "/run-daemon-" + std::to_string(start.time_since_epoch().count());
-  ChildOptions options = {.argv = {Program("kvrelayd")}, .stderr_path = log};
-  options.argv.insert(options.argv.end(), args.begin(), args.end());
+  const ChildOptions options = {.argv = CommandLine(launcher_, "kvrelayd", args),
+                                .stderr_path = log};
   CliResult result;
   Result<ChildProcess> process = ChildProcess::Start(options);
   if (!process) {
@@ -230,10 +234,10 @@ CliResult Story::RunDaemon(Args args, Duration at_most) {
 }
 
 CliResult Story::Cli(const Args& args, Duration at_most) {
-  return RunningCli(args, folder_).Wait(at_most);
+  return RunningCli(args, folder_, launcher_).Wait(at_most);
 }
 
-RunningCli Story::StartCli(const Args& args) { return {args, folder_}; }
+RunningCli Story::StartCli(const Args& args) { return {args, folder_, launcher_}; }
 
 namespace {
 

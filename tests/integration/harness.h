@@ -35,8 +35,9 @@ int Slowness();
 // One kvrelayd. Lives as long as its Story.
 class Daemon {
  public:
-  // Bounded by 60 s; a test failure (and a daemon that is not running) when no ready line comes.
-  Daemon(std::string name, const Args& args, const std::string& folder);
+  // `launcher`: a command line in front of the daemon's. Bounded by 60 s; a test failure (and a
+  // daemon that is not running) when no ready line comes.
+  Daemon(std::string name, const Args& args, const std::string& folder, const Args& launcher);
 
   bool started() const { return !ready_.is_null(); }
   const Json& ready() const { return ready_; }  // its first line
@@ -74,7 +75,7 @@ struct CliResult {
 // A command in work.
 class RunningCli {
  public:
-  RunningCli(const Args& args, const std::string& folder);
+  RunningCli(const Args& args, const std::string& folder, const Args& launcher);
   void Signal(int signal) const;
   bool running() { return process_ && process_->running(); }
   std::string out() const;  // up to now
@@ -98,8 +99,10 @@ class Story : public ::testing::Test {
   // Later flags may add to these, not repeat them; `model` and `listen` replace the defaults.
   Daemon& StartPrefill(Args flags = {});
   Daemon& StartDecode(const std::vector<Daemon*>& prefills, Args flags = {});
+  // From now on all programs are started by this command line.
+  void LaunchBy(Args launcher) { launcher_ = std::move(launcher); }
   // kvrelayd that is expected to end by itself: exit code and output.
-  CliResult RunDaemon(Args args, Duration at_most = std::chrono::seconds(30));
+  CliResult RunDaemon(const Args& args, Duration at_most = std::chrono::seconds(30));
 
   // kvrelay with these arguments, to its end.
   CliResult Cli(const Args& args, Duration at_most = std::chrono::seconds(60));
@@ -128,6 +131,7 @@ class Story : public ::testing::Test {
   Daemon& Start(const std::string& name, Args args);
 
   std::string folder_;
+  Args launcher_;
   std::vector<std::unique_ptr<Daemon>> daemons_;
 };
 

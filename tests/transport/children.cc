@@ -1,14 +1,12 @@
 // The processes that tests start beside their own.
 #include <poll.h>
-#include <sched.h>
-#include <sys/mount.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <iostream>
 #include <sstream>
 #include <string>
 
+#include "tests/common/isolated_host.h"
 #include "tests/transport/child.h"
 #include "tests/transport/node.h"
 
@@ -109,32 +107,12 @@ int ReaderMain(const std::vector<std::string>& arguments) {
 }
 const RegisterChild kReader("reader", ReaderMain);
 
-// isolated NAME ARGUMENTS...: in a network, mount and IPC namespace of its own, with 64 MiB of
-// /dev/shm and a /run that nobody shares. Says "isolated" (or "refused"), waits for "go ADDRESS"
-// when its parent has given it an interface kvtest0 or kvtest1, and goes on as NAME.
-int IsolatedMain(const std::vector<std::string>& arguments) {
-  if (unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC) != 0 ||
-      mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
-      mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=64m") != 0 ||
-      mount("tmpfs", "/run", "tmpfs", 0, "size=1m") != 0 ||
-      mount("sysfs", "/sys", "sysfs", MS_RDONLY, nullptr) != 0) {
-    std::cout << "refused" << std::endl;
-    return 1;
-  }
-  std::cout << "isolated" << std::endl;
-  std::string line;
-  std::getline(std::cin, line);
-  std::istringstream in(line);
-  std::string go;
-  std::string interface;
-  std::string address;
-  in >> go >> interface >> address;
-  const std::string commands = "ip link set lo up; ip address add " + address + "/24 dev " +
-                               interface + " && ip link set " + interface + " up";
-  if (std::system(commands.c_str()) != 0) return 1;
-  return RunRegisteredChild(arguments.at(0), {arguments.begin() + 1, arguments.end()});
+// there PID NAME ARGUMENTS...: goes on as NAME in the namespaces of that process.
+int ThereMain(const std::vector<std::string>& arguments) {
+  if (!IsolatedHost::Enter(std::stoi(arguments.at(0)))) return 1;
+  return RunRegisteredChild(arguments.at(1), {arguments.begin() + 2, arguments.end()});
 }
-const RegisterChild kIsolated("isolated", IsolatedMain);
+const RegisterChild kThere("there", ThereMain);
 
 }  // namespace
 }  // namespace kvrelay::transport

@@ -4,13 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <fstream>
 #include <iostream>
 #include <memory>
-#include <sstream>
 #include <string>
 
+#include "tests/common/isolated_host.h"
 #include "tests/transport/child.h"
 #include "tests/transport/node.h"
 
@@ -25,58 +23,43 @@ constexpr uint64_t kChunk = 256 << 10;
 
 class NamespacesTest : public testing::Test {
  protected:
-  static std::string Number(uint64_t n) { return std::to_string(n); }
-
-  // Starts a node of `path` in namespaces of its own.
-  static std::unique_ptr<Child> Isolate(const std::string& path, const std::string& run_dir,
-                                        uint64_t seed, const std::string& interface) {
-    return std::make_unique<Child>(
-        "isolated", std::vector<std::string>{"owner", path, run_dir, Number(kKvBytes), Number(seed),
-                                             interface});
-  }
-  // Bytes that the process has received over an interface of its own.
-  static uint64_t ReceivedBytes(pid_t pid, const std::string& interface) {
-    std::ifstream file("/proc/" + std::to_string(pid) + "/net/dev");
-    for (std::string line; std::getline(file, line);) {
-      const size_t at = line.find(interface + ":");
-      if (at == std::string::npos) continue;
-      std::istringstream in(line.substr(at + interface.size() + 1));
-      uint64_t bytes = 0;
-      in >> bytes;
-      return bytes;
+  void SetUp() override {
+    first_ = IsolatedHost::Create();
+    second_ = IsolatedHost::Create();
+    if (!first_ || !second_ || !first_->Join(*second_)) {
+      GTEST_SKIP() << "no right to make namespaces here, or no ip or nsenter command";
     }
-    return 0;
   }
-  // Joins the two by a cable; false when this machine does not let us.
-  static bool Join(Child& a, Child& b) {
-    if (a.Receive() != "isolated" || b.Receive() != "isolated") return false;
-    const std::string commands =
-        "ip link add kvtest0 type veth peer name kvtest1 2>/dev/null && ip link set kvtest0 "
-        "netns " +
-        std::to_string(a.pid()) + " && ip link set kvtest1 netns " + std::to_string(b.pid());
-    if (std::system(commands.c_str()) != 0) return false;
-    a.Send("go kvtest0 10.213.7.1");
-    b.Send("go kvtest1 10.213.7.2");
-    return true;
+
+  static std::string Number(uint64_t n) { return std::to_string(n); }
+  // Starts a node of `path` there.
+  static std::unique_ptr<Child> Start(const IsolatedHost& host, const std::string& path,
+                                      const std::string& run_dir, uint64_t seed,
+                                      const std::string& interface) {
+    return std::make_unique<Child>(
+        "there", std::vector<std::string>{Number(static_cast<uint64_t>(host.pid())), "owner", path,
+                                          run_dir, Number(kKvBytes), Number(seed), interface});
   }
   static std::string SpecOf(Child& child) {
     const std::string line = child.Receive();
     EXPECT_THAT(line, StartsWith("ready "));
     return line.substr(std::min<size_t>(line.size(), 6));
   }
+
+  std::unique_ptr<IsolatedHost> first_;
+  std::unique_ptr<IsolatedHost> second_;
 };
 
 TEST_F(NamespacesTest, StreamsCrossTheNetworkBetweenThem) {
-  const auto owner = Isolate("ucx-packed", "", 3, "kvtest0");
-  const auto reader = Isolate("ucx-packed", "", 4, "kvtest1");
-  if (!Join(*owner, *reader)) GTEST_SKIP() << "no right to make namespaces here";
+  const auto owner = Start(*first_, "ucx-packed", "", 3, "kvtest0");
+  const auto reader = Start(*second_, "ucx-packed", "", 4, "kvtest1");
   const std::string owner_spec = SpecOf(*owner);
   const std::string reader_spec = SpecOf(*reader);
   owner->Send("start 0");
   ASSERT_EQ(owner->Receive(), "ok");
   reader->Send("connect " + owner_spec);
   ASSERT_EQ(reader->Receive(), "connected kOk ");
-  const uint64_t before = ReceivedBytes(reader->pid(), "kvtest1");
+  const uint64_t before = second_->ReceivedBytes("kvtest1");
   const uint64_t chunks = kKvBytes / kChunk;
   reader->Send("receive 1 " + Number(chunks) + " " + Number(kChunk) + " 3 0");
   ASSERT_EQ(reader->Receive(), "receiving");
@@ -85,13 +68,12 @@ TEST_F(NamespacesTest, StreamsCrossTheNetworkBetweenThem) {
   EXPECT_THAT(received, StartsWith("received kOk right "));
   std::cout << kKvBytes << " bytes: " << received << " ms\n";
   // Nothing took a way around the cable.
-  EXPECT_GE(ReceivedBytes(reader->pid(), "kvtest1") - before, kKvBytes);
+  EXPECT_GE(second_->ReceivedBytes("kvtest1") - before, kKvBytes);
 }
 
 TEST_F(NamespacesTest, LoopbacksThatAreNotTheSameAreNoticedOnConnect) {
-  const auto owner = Isolate("ucx-packed", "", 3, "lo");
-  const auto reader = Isolate("ucx-packed", "", 4, "lo");
-  if (!Join(*owner, *reader)) GTEST_SKIP() << "no right to make namespaces here";
+  const auto owner = Start(*first_, "ucx-packed", "", 3, "lo");
+  const auto reader = Start(*second_, "ucx-packed", "", 4, "lo");
   const std::string owner_spec = SpecOf(*owner);
   SpecOf(*reader);
   reader->Send("connect " + owner_spec);
@@ -102,9 +84,8 @@ TEST_F(NamespacesTest, LoopbacksThatAreNotTheSameAreNoticedOnConnect) {
 }
 
 TEST_F(NamespacesTest, MappedSaysThatThereIsNoSharedFolder) {
-  const auto owner = Isolate("mapped", "/run/kvrelay-test", 3, "");
-  const auto reader = Isolate("mapped", "/run/kvrelay-test-2", 4, "");
-  if (!Join(*owner, *reader)) GTEST_SKIP() << "no right to make namespaces here";
+  const auto owner = Start(*first_, "mapped", "/run/kvrelay-test", 3, "");
+  const auto reader = Start(*second_, "mapped", "/run/kvrelay-test-2", 4, "");
   const std::string owner_spec = SpecOf(*owner);
   SpecOf(*reader);
   reader->Send("connect " + owner_spec);
