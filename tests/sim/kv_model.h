@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "base/ids.h"
-#include "kvcache/copy_plan.h"
 #include "kvcache/kv_view.h"
+#include "kvcache/layout.h"
 #include "kvcache/lease_record.h"
+#include "kvcache/shard.h"
 #include "transport/transport.h"
 
 namespace kvrelay::sim {

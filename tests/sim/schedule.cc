@@ -37,8 +37,11 @@ class Cluster {
       fabric_.script.fail = random.Chance(0.5) ? 0.0 : 0.05;
       fabric_.script.stall = random.Chance(0.7) ? 0.0 : 0.03;
       fabric_.script.lose_chunk = random.Chance(0.7) ? 0.0 : 0.02;
-      // Pulls that take as long as leases live.
+      // Pulls that take as long as leases live; copies that go on after they were cancelled.
       if (random.Chance(0.3)) fabric_.script.pause = Millis(20);
+      if (random.Chance(0.3)) fabric_.script.cancel_delay = Millis(20);
+    } else if (random.Chance(0.5)) {
+      fabric_.script.pause = Millis(5);
     }
     const bool mapped = random.Chance(0.6);
     const size_t prefills = 1 + random.Below(2);
@@ -49,6 +52,7 @@ class Cluster {
                                   .tp = 1 + static_cast<uint32_t>(random.Below(2)),
                                   .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
                                   .mapped = mapped,
+                                  .blocks = DrawBlocks(),
                                   .on_ticket = {},
                                   .on_finished = {}};
       if (options.faults && random.Chance(0.3)) prefill.ttl = Millis(100);
@@ -68,6 +72,7 @@ class Cluster {
                        .tp = 1 + static_cast<uint32_t>(random.Below(2)),
                        .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
                        .mapped = mapped,
+                       .blocks = DrawBlocks(),
                        .prefills = fronts};
     decode_ = std::make_unique<SimDecode>(host_, decode_options_, outcomes_);
     if (options.faults && random.Chance(0.4)) {
@@ -82,7 +87,9 @@ class Cluster {
   Outcomes Run() {
     Random& random = world_.random;
     const uint64_t requests = 4 + random.Below(10);
-    for (uint64_t n = 0; n < requests; ++n) At(kBusy, [this, n] { Request(n, DrawCancel()); });
+    // Now and then, or all at once.
+    const Duration arrivals = random.Chance(0.3) ? Millis(20) : kBusy;
+    for (uint64_t n = 0; n < requests; ++n) At(arrivals, [this, n] { Request(n, DrawCancel()); });
     if (options_.faults) {
       for (uint64_t n = random.Below(4); n > 0; --n) At(kBusy, [this] { Crash(); });
     }
@@ -99,14 +106,15 @@ class Cluster {
     ran = ran && world_.Run(TimePoint(kBusy + kCalm), kMaxEvents);
     CheckRest();
     // Twice: the first may meet what nobody has noticed yet (a rank that came back).
-    uint64_t served = 0;
+    second_.reset();
+    uint64_t failed = 0;
     for (int round = 1; round <= 2; ++round) {
-      served = outcomes_.served;
+      failed = outcomes_.failed;
       for (uint64_t n = 0; n < prefills_.size(); ++n) Request(requests + n, kCalm);
       ran = ran && world_.Run(TimePoint(kBusy + kCalm + round * kAgain), kMaxEvents);
     }
     if (!ran) host_.Violate("the schedule does not come to an end");
-    if (outcomes_.served != served + prefills_.size()) {
+    if (outcomes_.failed != failed) {
       host_.Violate("after the faults not every request is served: " + outcomes_.last_failure);
     }
     CheckRest();
@@ -125,8 +133,12 @@ class Cluster {
     Random& random = world_.random;
     return {.lose = random.Chance(0.5) ? 0.0 : 0.02,
             .repeat = random.Chance(0.5) ? 0.0 : 0.1,
-            .slow = random.Chance(0.5) ? 0.0 : 0.05};
+            .slow = random.Chance(0.5) ? 0.0 : 0.05,
+            .wrong_table = random.Chance(0.8) ? 0.0 : 0.05};
   }
+
+  // From room for one request of the largest kind to room for several.
+  uint32_t DrawBlocks() { return 8 + static_cast<uint32_t>(world_.random.Below(kBlocks - 7)); }
 
   void CheckRest() {
     for (const auto& prefill : prefills_) {
@@ -144,6 +156,9 @@ class Cluster {
       if (decode != nullptr && !decode->AtRest()) {
         host_.Violate("a decode engine leaks: " + decode->State());
       }
+    }
+    if (!options_.faults && decode_->Retries("kDeadlineExceeded") > 0) {
+      host_.Violate("a request waited for its deadline");
     }
   }
 
@@ -165,7 +180,11 @@ class Cluster {
     decode_->Request(prompt, cancel_after, DrawHold());
   }
 
-  Duration DrawHold() { return Millis(static_cast<int64_t>(world_.random.Below(500))); }
+  // For one token, or many.
+  Duration DrawHold() {
+    Random& random = world_.random;
+    return random.Chance(0.3) ? Duration{} : Millis(static_cast<int64_t>(random.Below(500)));
+  }
 
   // The second engine loads what the first one asked for, or tries to with another request's lease
   // in the ticket; and it may try before the KV is complete.

@@ -167,6 +167,11 @@ void SimDecode::Check(const Active& active, const char* when) {
   }
 }
 
+uint64_t SimDecode::Retries(const std::string& reason) const {
+  return static_cast<uint64_t>(
+      ranks_.front()->counters().Get("kvrelay_retries_total{reason=\"" + reason + "\"}"));
+}
+
 bool SimDecode::AtRest() const {
   uint32_t cached = 0;
   for (const SystemPrefixStore::Info& info : store_.List()) cached += info.tokens / kBlockSize;

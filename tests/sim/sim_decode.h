@@ -36,6 +36,7 @@ class SimDecode {
     uint32_t tp = 1;
     KvFormat format = KvFormat::kNhd;
     bool mapped = true;
+    uint32_t blocks = kBlocks;
     std::vector<std::string> prefills;
     Duration request_timeout = Millis(8000);
   };
@@ -49,6 +50,8 @@ class SimDecode {
   void SetReady(const proto::Ticket& ticket);
 
   bool AtRest() const;
+  // How many tries ended for one reason and were followed by another.
+  uint64_t Retries(const std::string& reason) const;
   std::string State() const;
 
  private:
@@ -75,7 +78,7 @@ class SimDecode {
   Host& host_;
   const Options options_;
   Outcomes& outcomes_;
-  std::shared_ptr<BlockPool> pool_ = BlockPool::Create(kBlocks);
+  std::shared_ptr<BlockPool> pool_ = BlockPool::Create(options_.blocks);
   SystemPrefixStore store_{2};
   std::vector<std::unique_ptr<SimRank>> ranks_;
   std::unique_ptr<agent::RankLinks> links_;

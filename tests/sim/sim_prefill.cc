@@ -225,9 +225,10 @@ void SimPrefill::WriteChunk(const std::shared_ptr<Job>& job, bool prefix, uint32
     leader.CallAfter(soon(), [this, &leader, soon, alive, job, prefix, count, tokens, rank, left,
                               life, done, writers = Writers(*job, prefix, rank)] {
       if (alive()) WriteOnRank(*job, prefix, count, rank);
-      leader.CallAfter(soon(), [this, alive, tokens, left, life, done, writers] {
-        for (const auto& writer : writers) {
-          if (alive()) writer->Publish(Tokens(tokens));
+      leader.CallAfter(soon(), [this, alive, tokens, rank, left, life, done, writers] {
+        if (alive()) {
+          for (const auto& writer : writers) writer->Publish(Tokens(tokens));
+          ranks_[rank]->watch().CheckLeases();
         }
         if (--*left == 0) done(life == rank1_lives_);
       });

@@ -24,6 +24,7 @@ class SimPrefill {
     uint32_t tp = 1;
     KvFormat format = KvFormat::kNhd;
     bool mapped = true;
+    uint32_t blocks = kBlocks;
     Duration ttl = Millis(3000);
     Duration cap = Millis(20'000);
     // A ticket left, and later: its KV is complete.
@@ -90,7 +91,7 @@ class SimPrefill {
 
   Host& host_;
   const Options options_;
-  std::shared_ptr<BlockPool> pool_ = BlockPool::Create(kBlocks);
+  std::shared_ptr<BlockPool> pool_ = BlockPool::Create(options_.blocks);
   std::vector<std::unique_ptr<SimRank>> ranks_;
   std::unique_ptr<agent::RankLinks> links_;
   std::unique_ptr<agent::OwnerLeader> owner_;

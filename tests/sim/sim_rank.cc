@@ -39,7 +39,7 @@ SimRank::SimRank(Host& host, const SimRankOptions& options)
   peers_ = std::make_unique<agent::PeerTable>(*env_, identity, transports);
   // Chunks of a few rows, so that a pull is several of them.
   reader_ = std::make_unique<agent::ReaderRank>(*env_, *link_, *peers_, identity, 64);
-  watch_ = std::make_unique<RankWatch>(host_, rpc_, *memory_, *owner_, *reader_);
+  watch_ = std::make_unique<RankWatch>(host_, rpc_, *memory_, *link_, *owner_, *reader_);
 }
 
 void SimRank::Freeze() {

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "proto/codec.h"
+#include "tests/sim/kv_model.h"
+
 namespace kvrelay::sim {
 
 Duration Network::Delay(const NetworkFaults& faults) {
@@ -12,19 +15,30 @@ Duration Network::Delay(const NetworkFaults& faults) {
   return std::chrono::microseconds(world.random.Below(2'000));
 }
 
+namespace {
+
+std::string WithWrongTable(const std::string& body) {
+  auto claim = *proto::Decode<proto::ClaimReply>(body);
+  claim.blocks.front() = (claim.blocks.front() + 1) % kBlocks;
+  return proto::Encode(claim);
+}
+
+}  // namespace
+
 // Replies of one call keep their order, as on one connection; a lost one takes the later ones with
 // it.
 class SimResponder final : public agent::Responder {
  public:
   SimResponder(Network& network, std::shared_ptr<SimRpc::Anchor> caller, agent::Rpc::CallId id,
                std::shared_ptr<bool> cancelled, const NetworkFaults& faults,
-               std::function<void(const Result<std::string>&)> watch)
+               std::function<void(const Result<std::string>&)> watch, bool wrong_table)
       : network_(network),
         caller_(std::move(caller)),
         id_(id),
         cancelled_(std::move(cancelled)),
         faults_(faults),
-        watch_(std::move(watch)) {}
+        watch_(std::move(watch)),
+        wrong_table_(wrong_table) {}
   ~SimResponder() override {
     if (!final_) Send(Error(Code::kInternal, "dropped"), false);
   }
@@ -52,6 +66,7 @@ class SimResponder final : public agent::Responder {
     final_ = !more;
     if (final_) open_.reset();
     if (watch_) watch_(body);
+    if (wrong_table_ && body.has_value()) body = WithWrongTable(*body);
     lost_ = lost_ || network_.world.random.Chance(faults_.lose);
     if (lost_) return;
     last_ = std::max(last_ + Duration(1), network_.world.Now() + network_.Delay(faults_));
@@ -66,6 +81,7 @@ class SimResponder final : public agent::Responder {
   std::shared_ptr<bool> cancelled_;
   const NetworkFaults& faults_;
   const std::function<void(const Result<std::string>&)> watch_;
+  const bool wrong_table_;
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
   std::weak_ptr<bool> weak_final_ = open_;
   bool final_ = false;
@@ -142,8 +158,10 @@ void SimRpc::Deliver(proto::Type type, const std::string& body,
       if (here->rpc != nullptr) watcher->second(body, &reply);
     };
   }
-  auto responder =
-      std::make_shared<SimResponder>(network_, caller, id, cancelled, faults, std::move(watch));
+  const bool wrong_table =
+      type == proto::Type::kClaim && network_.world.random.Chance(faults.wrong_table);
+  auto responder = std::make_shared<SimResponder>(network_, caller, id, cancelled, faults,
+                                                  std::move(watch), wrong_table);
   const auto handler = handlers_.find(type);
   if (handler == handlers_.end()) {
     return responder->Fail({Code::kInvalidArgument, "no handler"});

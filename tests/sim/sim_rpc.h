@@ -14,9 +14,10 @@
 namespace kvrelay::sim {
 
 struct NetworkFaults {
-  double lose = 0;    // a request, or a reply (with all later ones of the same call)
-  double repeat = 0;  // a request arrives twice
-  double slow = 0;    // takes up to a second instead of up to 2 ms
+  double lose = 0;         // a request, or a reply (with all later ones of the same call)
+  double repeat = 0;       // a request arrives twice
+  double slow = 0;         // takes up to a second instead of up to 2 ms
+  double wrong_table = 0;  // a claim's answer names another block
 };
 
 class SimRpc;

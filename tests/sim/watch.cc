@@ -6,9 +6,14 @@
 
 namespace kvrelay::sim {
 
-RankWatch::RankWatch(Host& host, SimRpc& rpc, RankMemory& memory, const agent::OwnerRank& owner,
-                     const agent::ReaderRank& reader)
-    : host_(host), name_(rpc.endpoint()), memory_(memory), owner_(owner), reader_(reader) {
+RankWatch::RankWatch(Host& host, SimRpc& rpc, RankMemory& memory, const agent::LeaderLink& link,
+                     const agent::OwnerRank& owner, const agent::ReaderRank& reader)
+    : host_(host),
+      name_(rpc.endpoint()),
+      memory_(memory),
+      link_(link),
+      owner_(owner),
+      reader_(reader) {
   rpc.Watch(proto::Type::kStart,
             [this](std::string_view request, const Result<std::string>* reply) {
               if (reply == nullptr || !reply->has_value()) return;
@@ -19,6 +24,7 @@ RankWatch::RankWatch(Host& host, SimRpc& rpc, RankMemory& memory, const agent::O
   rpc.Watch(proto::Type::kPull, [this](std::string_view request, const Result<std::string>* reply) {
     if (reply != nullptr) return;
     const auto pull = proto::Decode<proto::Pull>(request);
+    if (pull->leader != link_.leader()) return;  // it was refused
     pulls_.insert_or_assign(pull->number, *pull);
     CheckPulls();
   });

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "agent/leader_link.h"
 #include "agent/owner_rank.h"
 #include "agent/reader_rank.h"
 #include "tests/sim/host.h"
@@ -26,8 +27,8 @@ class RankWatch {
   };
 
   // Looks by itself after each START and PULL.
-  RankWatch(Host& host, SimRpc& rpc, RankMemory& memory, const agent::OwnerRank& owner,
-            const agent::ReaderRank& reader);
+  RankWatch(Host& host, SimRpc& rpc, RankMemory& memory, const agent::LeaderLink& link,
+            const agent::OwnerRank& owner, const agent::ReaderRank& reader);
 
   void CheckLeases();
   // Null when the lease was never started here.
@@ -40,11 +41,12 @@ class RankWatch {
   Host& host_;
   const std::string name_;
   RankMemory& memory_;
+  const agent::LeaderLink& link_;
   const agent::OwnerRank& owner_;
   const agent::ReaderRank& reader_;
   std::map<LeaseId, Started> started_;
   std::map<uint64_t, LeaseId> epochs_;
-  std::map<uint64_t, proto::Pull> pulls_;  // by number; of the leader that asked last
+  std::map<uint64_t, proto::Pull> pulls_;  // by number; of the leader that leads
 };
 
 // The front of an owner engine: a claim is granted only for the lease's own content, and never
