@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "agent/peer_table.h"
+#include "kvcache/plan_pull.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
@@ -132,6 +133,8 @@ Status PeerTable::CheckCompatible(const proto::Meta& meta, const std::string& wh
   std::vector<uint64_t> region_bytes;
   for (const proto::RegionInfo& region : meta.regions) region_bytes.push_back(region.bytes);
   KVRELAY_RETURN_IF_ERROR(a.Validate(region_bytes).Wrap(who));
+  KVRELAY_RETURN_IF_ERROR(
+      CheckServable(a, meta.shard, b, identity_.shard).Wrap(who + " does not fit"));
   if (meta.table_hash_key.size() != HashKey{}.size() || meta.record_region >= region_bytes.size() ||
       uint64_t{meta.record_slots} * sizeof(LeaseRecord) > region_bytes[meta.record_region]) {
     return {Code::kIncompatible, who + " describes lease records that do not exist"};

@@ -20,7 +20,6 @@
 #include "agent/env.h"
 #include "agent/rank_links.h"
 #include "kvcache/block_pool.h"
-#include "kvcache/copy_plan.h"
 
 namespace kvrelay::agent {
 

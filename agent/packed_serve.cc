@@ -1,5 +1,6 @@
 // The owner's side of a packed read: coordinates come in, are checked against the lease, and the
 // transport streams chunks.
+#include <algorithm>
 #include <memory>
 
 #include "agent/owner_rank.h"
@@ -31,20 +32,19 @@ Status OwnerRank::CheckPackedRead(const proto::PackedRead& read) const {
                                 std::to_string(held.first_token) + ", " +
                                 std::to_string(held.first_token + held.tokens) + ")"};
   }
-  if (shape.layer_begin < shard.layer_begin || shape.layer_begin >= shape.layer_end ||
-      shape.layer_end > shard.layer_begin + shard.layer_count ||
-      shape.head_begin < shard.head_begin || shape.head_begin >= shape.head_end ||
-      shape.head_end > shard.head_end()) {
-    return {Code::kRefused,
-            "PACKED_READ: layers [" + std::to_string(shape.layer_begin) + ", " +
-                std::to_string(shape.layer_end) + "), heads [" + std::to_string(shape.head_begin) +
-                ", " + std::to_string(shape.head_end) + ") are not all on " + shard.ToString()};
+  if (shape.layers.empty() || std::ranges::any_of(shape.layers, [&](uint32_t layer) {
+        return layer < shard.layer_begin || layer >= shard.layer_end();
+      })) {
+    return {Code::kRefused, "PACKED_READ: its " + std::to_string(shape.layers.size()) +
+                                " layers are not all on " + shard.ToString()};
   }
-  if (shape.dtype != identity_.layout.dtype || shape.head_dim != identity_.layout.head_dim ||
-      shape.has_v != identity_.layout.has_v()) {
-    return {Code::kIncompatible, "PACKED_READ: asks for " + std::string(DTypeName(shape.dtype)) +
-                                     " rows of " + std::to_string(shape.head_dim) +
-                                     ", this rank has " + identity_.layout.ToString()};
+  const KvHeads heads =
+      shape.head_group < shard.num_head_groups() ? shard.heads(shape.head_group) : KvHeads{};
+  if (shape.head_begin < heads.begin || shape.head_begin >= shape.head_end ||
+      shape.head_end > heads.end()) {
+    return {Code::kRefused, "PACKED_READ: heads [" + std::to_string(shape.head_begin) + ", " +
+                                std::to_string(shape.head_end) + ") are not all on " +
+                                shard.ToString()};
   }
   return Status::Ok();
 }
@@ -71,7 +71,9 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
     return responder->Fail(
         {Code::kIncompatible, "PACKED_READ: no packed transport '" + read->transport + "' here"});
   }
-  auto chunks = StreamChunks::Make(read->shape, read->chunk_bytes);
+  auto chunks =
+      StreamChunks::Make(read->shape, read->chunk_bytes,
+                         StreamScales(read->shape, {identity_.layout, identity_.shard, {}}));
   if (!chunks.has_value()) return responder->Fail(chunks.error());
 
   const Held& held = held_.at(read->lease);
@@ -86,6 +88,10 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
   };
   auto source = std::make_shared<const Source>(
       Source{*chunks, identity_.layout, identity_.shard, held.blocks, held.first_token});
+  const PullSide side{source->layout, source->shard, {source->blocks, source->first_token}};
+  if (const auto first = source->chunks.PlanPack(side, 0); !first.has_value()) {
+    return responder->Fail(first.error().Wrap("PACKED_READ"));
+  }
   transport::StreamPlan plan{
       .chunks = chunks->count(),
       .max_chunk_bytes = read->chunk_bytes,

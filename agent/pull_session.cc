@@ -102,7 +102,7 @@ Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, const proto
   auto plan =
       PlanPull({peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}},
                {identity_.layout, identity_.shard, {pull_.own_blocks, pull_.own_first_token}},
-               part.source.head_begin, part.source.head_end, pull_.tokens);
+               part.source.head_begin, part.source.head_end, pull_.tokens, part.source.head_group);
   if (!plan.has_value()) return plan.error();
   part.bytes = plan->bytes();
   ++ops_in_flight_;
@@ -114,18 +114,20 @@ Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, const proto
 }
 
 Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank) {
-  const KvShard& ours = identity_.shard;
-  const KvShard& theirs = peer.meta.shard;
-  const StreamShape shape{.layer_begin = std::max(ours.layer_begin, theirs.layer_begin),
-                          .layer_end = std::min(ours.layer_begin + ours.layer_count,
-                                                theirs.layer_begin + theirs.layer_count),
-                          .head_begin = part.source.head_begin,
-                          .head_end = part.source.head_end,
-                          .tokens = pull_.tokens,
-                          .dtype = identity_.layout.dtype,
-                          .head_dim = identity_.layout.head_dim,
-                          .has_v = identity_.layout.has_v()};
-  const auto chunks = StreamChunks::Make(shape, chunk_bytes_);
+  const PullSide owner{
+      peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}};
+  const PullSide reader{
+      identity_.layout, identity_.shard, {pull_.own_blocks, pull_.own_first_token}};
+  // A table that does not cover the range is refused before the owner is asked.
+  KVRELAY_ASSIGN_OR_RETURN(const std::vector<StreamShape> shapes,
+                           StreamsOf(owner, reader, part.source, pull_.tokens));
+  if (shapes.size() != 1) {
+    return {Code::kIncompatible,
+            "layers of " + std::to_string(shapes.size()) +
+                " kinds can not be pulled in one stream: " + peer.meta.layout.ToString()};
+  }
+  const StreamShape& shape = shapes.front();
+  const auto chunks = StreamChunks::Make(shape, chunk_bytes_, StreamScales(shape, owner));
   if (!chunks.has_value()) return chunks.error();
   part.bytes = shape.bytes();
   part.stream = env_.random();
@@ -138,11 +140,6 @@ Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::
   };
   auto target = std::make_shared<const Target>(
       Target{*chunks, identity_.layout, identity_.shard, pull_.own_blocks, pull_.own_first_token});
-  // A table that does not cover the range is refused before the owner is asked.
-  KVRELAY_ASSIGN_OR_RETURN(
-      [[maybe_unused]] const CopyPlan first,
-      chunks->PlanUnpack({target->layout, target->shard, {target->blocks, target->first_token}},
-                         0));
   transport::StreamPlan plan{
       .chunks = chunks->count(),
       .max_chunk_bytes = chunk_bytes_,

@@ -16,8 +16,9 @@
 #include "agent/call.h"
 #include "agent/env.h"
 #include "agent/peer_table.h"
-#include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
+#include "kvcache/plan_pull.h"
+#include "kvcache/stream_chunks.h"
 
 namespace kvrelay::agent {
 

@@ -20,6 +20,9 @@ std::optional<std::string> WhyNot(Backend backend, const BackendRequest& request
     return std::to_string(request.query_heads) + " query heads are no multiple of " +
            std::to_string(request.kv_heads) + " KV heads";
   }
+  if (SizeOf(request.cache_dtype) < 2) {
+    return std::string(DTypeName(request.cache_dtype)) + " cache: reads fp32, fp16 and bf16";
+  }
   if (backend == Backend::kRelay && !request.relay_enabled) return "disabled";
   return std::nullopt;
 }

@@ -30,8 +30,13 @@ Status EngineOptions::Validate() const {
                                         std::to_string(max)};
   };
   if (model_dir.empty()) return {Code::kInvalidArgument, "no model folder is given"};
-  if (kv_layout == KvFormat::kMla) {
-    return {Code::kInvalidArgument, "kv_layout = mla: Llama models keep K and V (nhd, hnd)"};
+  if (kv_layout != KvFormat::kNhd && kv_layout != KvFormat::kHnd) {
+    return {Code::kInvalidArgument, "kv_layout = " + std::string(KvFormatName(kv_layout)) +
+                                        ": Llama models keep K and V (nhd, hnd)"};
+  }
+  if (kv_dtype && SizeOf(*kv_dtype) < 2) {
+    return {Code::kInvalidArgument, "kv_dtype = " + std::string(DTypeName(*kv_dtype)) +
+                                        ": the reference engine keeps fp32, fp16 or bf16"};
   }
   KVRELAY_RETURN_IF_ERROR(in_range("tp", tp, 1, 64));
   KVRELAY_RETURN_IF_ERROR(in_range("block_size", block_size, 1, 4096));

@@ -5,6 +5,7 @@
 
 #include "base/cpu.h"
 #include "base/parallel.h"
+#include "kvcache/convert.h"
 #include "kvcache/copy_host_run.h"
 
 namespace kvrelay {
@@ -35,30 +36,33 @@ constexpr uint64_t kShortRun = 4096;
 struct Job;
 using CopyUnitsFn = void (*)(const Job& job, uint64_t begin, uint64_t end);
 
-// One box with its addresses, cut into units: runs, or pieces of long runs. Units are numbered in
-// copy order.
+// One box, cut into units: runs, or pieces of long runs. Units are numbered in plan order.
 struct Job {
-  const std::byte* src = nullptr;  // of block 0
-  std::byte* dst = nullptr;
-  int64_t src_block_stride = 0;
-  int64_t dst_block_stride = 0;
-  const BlockPair* pairs = nullptr;
-  CopyDim outer;
-  CopyDim inner;
-  uint64_t run_bytes = 0;
-  uint64_t pieces = 1;      // per run
-  uint64_t first_byte = 0;  // bytes of the jobs before
+  const CopyPlace* places = nullptr;
+  const CopySegment* segments = nullptr;
+  const float* factors = nullptr;  // of a cast
+  const std::byte* const* src_regions = nullptr;
+  std::byte* const* dst_regions = nullptr;
+  CopyBox box;
+  uint64_t piece_bytes = kPiece;      // in the destination
+  uint64_t src_piece_bytes = kPiece;  // in the source
+  uint64_t pieces = 1;                // per run
+  uint64_t first_byte = 0;            // bytes of the jobs before
   uint64_t bytes = 0;
   CopyUnitsFn copy_units = nullptr;
 
   // The unit that holds byte `offset` of the job; the number of units at its end.
   uint64_t UnitAt(uint64_t offset) const {
-    return offset / run_bytes * pieces + offset % run_bytes / kPiece;
+    return offset / box.run_bytes * pieces + offset % box.run_bytes / piece_bytes;
+  }
+  // Where a unit begins: the reverse.
+  uint64_t ByteOf(uint64_t unit) const {
+    return unit / pieces * box.run_bytes + unit % pieces * piece_bytes;
   }
   // The same box without its inner dimension.
   Job Groups() const {
     Job groups = *this;
-    groups.inner.count = 1;
+    groups.box.inner.count = 1;
     return groups;
   }
 };
@@ -67,49 +71,69 @@ struct Job {
 class Cursor {
  public:
   Cursor(const Job& job, uint64_t unit) : job_(&job) {
+    const CopyBox& box = job.box;
     piece_ = unit % job.pieces;
     unit /= job.pieces;
-    inner_ = unit % job.inner.count;
-    unit /= job.inner.count;
-    outer_ = unit % job.outer.count;
-    pair_ = unit / job.outer.count;
+    inner_ = static_cast<uint32_t>(unit % box.inner.count);
+    unit /= box.inner.count;
+    outer_ = static_cast<uint32_t>(unit % box.outer.count);
+    unit /= box.outer.count;
+    segment_ = static_cast<uint32_t>(unit % box.num_segments);
+    place_ = static_cast<uint32_t>(unit / box.num_segments);
+    EnterPlace();
     Locate();
   }
 
-  const std::byte* src() const { return src_ + piece_ * kPiece; }
-  std::byte* dst() const { return dst_ + piece_ * kPiece; }
-  uint64_t bytes() const { return std::min(kPiece, job_->run_bytes - piece_ * kPiece); }
+  const std::byte* src() const { return src_ + piece_ * job_->src_piece_bytes; }
+  std::byte* dst() const { return dst_ + piece_ * job_->piece_bytes; }
+  uint64_t bytes() const {  // in the destination
+    return std::min(job_->piece_bytes, job_->box.run_bytes - piece_ * job_->piece_bytes);
+  }
+  float factor() const {
+    const CopyCast& cast = job_->box.cast;
+    return job_->factors[uint64_t{place_} * cast.place_step + uint64_t{outer_} * cast.outer_step +
+                         uint64_t{inner_} * cast.inner_step];
+  }
   // Not past the last unit.
   void Next() {
     if (++piece_ < job_->pieces) return;
     piece_ = 0;
-    src_ += job_->inner.src_stride;
-    dst_ += job_->inner.dst_stride;
-    if (++inner_ < job_->inner.count) return;
+    src_ += job_->box.inner.src_stride;
+    dst_ += job_->box.inner.dst_stride;
+    if (++inner_ < job_->box.inner.count) return;
     inner_ = 0;
-    if (++outer_ == job_->outer.count) {
+    if (++outer_ == job_->box.outer.count) {
       outer_ = 0;
-      ++pair_;
+      if (++segment_ == job_->box.num_segments) {
+        segment_ = 0;
+        ++place_;
+        EnterPlace();
+      }
     }
     Locate();
   }
 
  private:
+  void EnterPlace() {
+    const CopyPlace& place = job_->places[place_];
+    place_src_ = job_->src_regions[place.src_region] + place.src_offset;
+    place_dst_ = job_->dst_regions[place.dst_region] + place.dst_offset;
+  }
   void Locate() {
-    const BlockPair pair = job_->pairs[pair_];
-    const auto outer = static_cast<int64_t>(outer_);
-    const auto inner = static_cast<int64_t>(inner_);
-    src_ = job_->src + pair.src * job_->src_block_stride + outer * job_->outer.src_stride +
-           inner * job_->inner.src_stride;
-    dst_ = job_->dst + pair.dst * job_->dst_block_stride + outer * job_->outer.dst_stride +
-           inner * job_->inner.dst_stride;
+    const CopySegment& segment = job_->segments[segment_];
+    const CopyBox& box = job_->box;
+    src_ = place_src_ + segment.src + outer_ * box.outer.src_stride + inner_ * box.inner.src_stride;
+    dst_ = place_dst_ + segment.dst + outer_ * box.outer.dst_stride + inner_ * box.inner.dst_stride;
   }
 
   const Job* job_;
-  uint64_t pair_ = 0;
-  uint64_t outer_ = 0;
-  uint64_t inner_ = 0;
+  uint32_t place_ = 0;
+  uint32_t segment_ = 0;
+  uint32_t outer_ = 0;
+  uint32_t inner_ = 0;
   uint64_t piece_ = 0;
+  const std::byte* place_src_ = nullptr;
+  std::byte* place_dst_ = nullptr;
   const std::byte* src_ = nullptr;  // of the run
   std::byte* dst_ = nullptr;
 };
@@ -144,10 +168,10 @@ __attribute__((no_sanitize("thread"))) void CopyLongRuns(const Job& job, uint64_
 template <typename Isa, bool kStream>
 __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64_t begin,
                                                           uint64_t end) {
-  const uint64_t rows = job.inner.count;
-  const uint64_t run_bytes = job.run_bytes;
-  const int64_t src_stride = job.inner.src_stride;
-  const int64_t dst_stride = job.inner.dst_stride;
+  const uint64_t rows = job.box.inner.count;
+  const uint64_t run_bytes = job.box.run_bytes;
+  const auto src_stride = static_cast<int64_t>(job.box.inner.src_stride);
+  const auto dst_stride = static_cast<int64_t>(job.box.inner.dst_stride);
   const uint64_t ahead_rows = std::clamp<uint64_t>(kPrefetchBytes / run_bytes, 1, kMaxPrefetchRuns);
   // The first rows of a group ask for later rows of it, the last ones for those of the next group;
   // where a group is shorter than the distance, each row asks for the same row some groups ahead.
@@ -188,6 +212,17 @@ __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64
   Isa::Finish();
 }
 
+// The third racing function: conversions.
+__attribute__((no_sanitize("thread"))) void CastRuns(const Job& job, uint64_t begin, uint64_t end) {
+  Cursor now(job, begin);
+  for (uint64_t unit = begin;;) {
+    ConvertRun(job.box.cast.from, now.src(), job.box.cast.to, now.dst(),
+               now.bytes() / SizeOf(job.box.cast.to), now.factor());
+    if (++unit == end) break;
+    now.Next();
+  }
+}
+
 template <typename Isa>
 CopyUnitsFn Choose(bool is_short, bool stream) {
   if (is_short) return stream ? CopyShortRuns<Isa, true> : CopyShortRuns<Isa, false>;
@@ -204,58 +239,115 @@ CopyUnitsFn ChooseForThisMachine(bool is_short, bool stream) {
 }
 
 // Whether every run of the box fills whole lines of the destination.
-bool FillsLines(const CopyPlan& plan, const CopyBox& box, const std::byte* base) {
-  const uint64_t all = reinterpret_cast<uintptr_t>(base) | static_cast<uint64_t>(box.dst_offset) |
-                       plan.dst_block_stride | static_cast<uint64_t>(box.outer.dst_stride) |
-                       static_cast<uint64_t>(box.inner.dst_stride) | box.run_bytes;
+bool FillsLines(const CopyPlan& plan, const CopyBox& box, std::span<std::byte* const> dst_regions) {
+  uint64_t all = box.outer.dst_stride | box.inner.dst_stride | box.run_bytes;
+  for (const CopyPlace& place : std::span(plan.places).subspan(box.first_place, box.num_places)) {
+    all |= reinterpret_cast<uintptr_t>(dst_regions[place.dst_region]) | place.dst_offset;
+  }
+  for (const CopySegment& segment :
+       std::span(plan.segments).subspan(box.first_segment, box.num_segments)) {
+    all |= segment.dst;
+  }
   return all % kLine == 0;
+}
+
+// The jobs of a plan, and its bytes numbered over all of them.
+class Jobs {
+ public:
+  Jobs(const CopyPlan& plan, std::span<const std::byte* const> src_regions,
+       std::span<std::byte* const> dst_regions)
+      : total_(plan.bytes()) {
+    jobs_.reserve(plan.boxes.size());
+    uint64_t first_byte = 0;
+    for (const CopyBox& box : plan.boxes) {
+      Job job;
+      job.places = plan.places.data() + box.first_place;
+      job.segments = plan.segments.data() + box.first_segment;
+      job.src_regions = src_regions.data();
+      job.dst_regions = dst_regions.data();
+      job.box = box;
+      job.pieces = (box.run_bytes + kPiece - 1) / kPiece;
+      job.first_byte = first_byte;
+      job.bytes = box.bytes();
+      if (box.casts) {
+        job.factors = plan.factors.data() + box.cast.first_factor;
+        job.src_piece_bytes = kPiece / SizeOf(box.cast.to) * SizeOf(box.cast.from);
+        job.copy_units = CastRuns;
+      } else {
+        job.copy_units =
+            ChooseForThisMachine(box.run_bytes <= kShortRun,
+                                 total_ >= kStreamFrom && (box.run_bytes >= kStreamLongRun ||
+                                                           FillsLines(plan, box, dst_regions)));
+      }
+      first_byte += job.bytes;
+      jobs_.push_back(job);
+    }
+  }
+
+  uint64_t total() const { return total_; }
+
+  // The last position at or before `position` where a unit begins, or the end.
+  uint64_t UnitBegin(uint64_t position) const {
+    if (position >= total_) return total_;
+    const Job& job = *JobAt(position);
+    return job.first_byte + job.ByteOf(job.UnitAt(position - job.first_byte));
+  }
+  uint64_t UnitEnd(uint64_t begin) const {
+    const Job& job = *JobAt(begin);
+    return job.first_byte + std::min(job.bytes, job.ByteOf(job.UnitAt(begin - job.first_byte) + 1));
+  }
+  // All units that begin in [begin, end).
+  void Copy(uint64_t begin, uint64_t end) const {
+    for (auto job = JobAt(begin); job != jobs_.end() && job->first_byte < end; ++job) {
+      const uint64_t from = UnitFrom(*job, std::max(begin, job->first_byte) - job->first_byte);
+      const uint64_t to = UnitFrom(*job, std::min(end - job->first_byte, job->bytes));
+      if (from < to) job->copy_units(*job, from, to);
+    }
+  }
+
+ private:
+  std::vector<Job>::const_iterator JobAt(uint64_t position) const {
+    return std::upper_bound(jobs_.begin(), jobs_.end(), position,
+                            [](uint64_t at, const Job& job) { return at < job.first_byte; }) -
+           1;
+  }
+  // The first unit that begins at `offset` or behind it.
+  static uint64_t UnitFrom(const Job& job, uint64_t offset) {
+    const uint64_t unit = job.UnitAt(offset);
+    return job.ByteOf(unit) < offset ? unit + 1 : unit;
+  }
+
+  std::vector<Job> jobs_;
+  uint64_t total_;
+};
+
+void CopyOnThreads(const Jobs& jobs, uint64_t begin, uint64_t end) {
+  if (begin == end) return;
+  if (end - begin <= kSerial) return jobs.Copy(begin, end);
+  const auto threads = static_cast<uint64_t>(Parallelism());
+  const uint64_t part = std::clamp((end - begin) / (threads * 4), kPart, kPart * 16);
+  ParallelFor(end - begin, part,
+              [&](uint64_t from, uint64_t to) { jobs.Copy(begin + from, begin + to); });
 }
 
 }  // namespace
 
 void ExecuteCopy(const CopyPlan& plan, std::span<const std::byte* const> src_regions,
                  std::span<std::byte* const> dst_regions) {
-  const uint64_t total = plan.bytes();
-  std::vector<Job> jobs;
-  jobs.reserve(plan.boxes.size());
-  uint64_t first_byte = 0;
-  for (const CopyBox& box : plan.boxes) {
-    std::byte* const dst = dst_regions[box.dst_region];
-    Job job;
-    job.src = src_regions[box.src_region] + box.src_offset;
-    job.dst = dst + box.dst_offset;
-    job.src_block_stride = static_cast<int64_t>(plan.src_block_stride);
-    job.dst_block_stride = static_cast<int64_t>(plan.dst_block_stride);
-    job.pairs = plan.pairs.data() + box.first_pair;
-    job.outer = box.outer;
-    job.inner = box.inner;
-    job.run_bytes = box.run_bytes;
-    job.pieces = (box.run_bytes + kPiece - 1) / kPiece;
-    job.first_byte = first_byte;
-    job.bytes = box.bytes();
-    job.copy_units = ChooseForThisMachine(
-        box.run_bytes <= kShortRun,
-        total >= kStreamFrom && (box.run_bytes >= kStreamLongRun || FillsLines(plan, box, dst)));
-    first_byte += job.bytes;
-    jobs.push_back(job);
-  }
+  const Jobs jobs(plan, src_regions, dst_regions);
+  CopyOnThreads(jobs, 0, jobs.total());
+}
 
-  const auto copy_bytes = [&jobs](uint64_t begin, uint64_t end) {
-    auto job = std::upper_bound(jobs.begin(), jobs.end(), begin,
-                                [](uint64_t at, const Job& job) { return at < job.first_byte; });
-    for (--job; job != jobs.end() && job->first_byte < end; ++job) {
-      const uint64_t from = job->UnitAt(std::max(begin, job->first_byte) - job->first_byte);
-      const uint64_t to = job->UnitAt(std::min(end - job->first_byte, job->bytes));
-      if (from < to) job->copy_units(*job, from, to);
-    }
-  };
-  if (total <= kSerial) {
-    if (total > 0) copy_bytes(0, total);
-    return;
-  }
-  const auto threads = static_cast<uint64_t>(Parallelism());
-  const uint64_t part = std::clamp(total / (threads * 4), kPart, kPart * 16);
-  ParallelFor(total, part, copy_bytes);
+uint64_t ExecuteCopyPart(const CopyPlan& plan, uint64_t position, uint64_t max_bytes,
+                         std::span<const std::byte* const> src_regions,
+                         std::span<std::byte* const> dst_regions) {
+  const Jobs jobs(plan, src_regions, dst_regions);
+  if (position >= jobs.total()) return jobs.total();
+  const uint64_t end = max_bytes >= jobs.total() - position
+                           ? jobs.total()
+                           : std::max(jobs.UnitBegin(position + max_bytes), jobs.UnitEnd(position));
+  CopyOnThreads(jobs, position, end);
+  return end;
 }
 
 }  // namespace kvrelay

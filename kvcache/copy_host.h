@@ -2,19 +2,27 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "kvcache/copy_plan.h"
 
 namespace kvrelay {
 
-// Copies everything that a validated plan names; bases by RegionId. Returns when all bytes are
-// stored, non-temporal stores fenced. Any thread; large copies use ParallelFor.
+// Copies and converts everything that a validated plan names; bases by RegionId. Returns when all
+// bytes are stored, non-temporal stores fenced. Any thread; large copies use ParallelFor.
 //
 // The source may be another process's memory that is being overwritten meanwhile: the caller reads
 // the lease record before and after and throws the bytes away when it changed (an optimistic read).
 // It is the one function in the project that is allowed to race, and is annotated so.
 void ExecuteCopy(const CopyPlan& plan, std::span<const std::byte* const> src_regions,
                  std::span<std::byte* const> dst_regions);
+
+// A part of it: from byte `position` of the plan (0, or what the call before returned) on, at most
+// `max_bytes` but at least one run or piece of a long run (some 256 KiB). Returns the position
+// behind it; plan.bytes() when all is done.
+uint64_t ExecuteCopyPart(const CopyPlan& plan, uint64_t position, uint64_t max_bytes,
+                         std::span<const std::byte* const> src_regions,
+                         std::span<std::byte* const> dst_regions);
 
 }  // namespace kvrelay

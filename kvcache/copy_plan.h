@@ -1,150 +1,143 @@
-// A copy between two layouts as pure data: strided boxes x block pairs. O(layers + blocks), never
-// O(slices). A plan never crosses the wire; both the host copy and a GPU kernel walk it.
+// A copy between two caches as pure data: places x segments x two strided dimensions x a run.
+// O(layers + blocks), never O(slices). A plan never crosses the wire; the host copy and a GPU
+// kernel walk the same value.
 //
-// Bytes that box b copies: for each pair p of its range, for each i in [0, outer.count), j in [0,
-// inner.count):
-//   run_bytes from  src region base + src_offset + p.src * src_block_stride + i * outer.src_stride
-//   + j * inner.src_stride
-//             to    dst region base + dst_offset + p.dst * dst_block_stride + i * outer.dst_stride
-//             + j * inner.dst_stride
+// What box b copies, in the order in which its bytes are numbered:
+//   for each place p of [b.first_place, + b.num_places)
+//     for each segment s of [b.first_segment, + b.num_segments)
+//       for i in [0, b.outer.count), for j in [0, b.inner.count)
+//         one run, contiguous on both sides,
+//         from src region p.src_region at p.src_offset + s.src + i * b.outer.src_stride
+//                                         + j * b.inner.src_stride, of b.src_run_bytes() bytes,
+//         to   dst region p.dst_region at p.dst_offset + s.dst + i * b.outer.dst_stride
+//                                         + j * b.inner.dst_stride, of b.run_bytes bytes.
+// A box without a cast copies the run's bytes. One with a cast converts each of the run's elements:
+//   to[n] = Round_to(float(from[n]) * f), with f = plan.factors[b.cast.first_factor
+//           + (p - b.first_place) * b.cast.place_step + i * b.cast.outer_step + j *
+//           b.cast.inner_step]
+// where the product is rounded to fp32 once and Round_to is the one of kvcache/convert.h: to the
+// nearest, ties to even, saturating.
+//
+// All runs of a box have the same length, so that byte or unit n of a box is found by divisions by
+// constants: run, inner, outer, segment, place, from the innermost out. Runs of different boxes do
+// not overlap in the destination; boxes may be carried out in any order and in parallel.
 #pragma once
 
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "base/status.h"
 #include "kvcache/layout.h"
-#include "kvcache/shard.h"
 
 namespace kvrelay {
 
-struct BlockPair {
-  uint32_t src = 0;
-  uint32_t dst = 0;
-  bool operator==(const BlockPair&) const = default;
+// Where one tensor (one layer's K, say) begins on both sides.
+struct CopyPlace {
+  RegionId src_region = 0;
+  RegionId dst_region = 0;
+  uint64_t src_offset = 0;  // bytes from the region's start
+  uint64_t dst_offset = 0;
+  bool operator==(const CopyPlace&) const = default;
+};
+
+// Where one contiguous span of tokens begins, in bytes from a place: tokens that are neighbours in
+// one block on both sides. With equal block sizes one segment is one block.
+struct CopySegment {
+  uint64_t src = 0;
+  uint64_t dst = 0;
+  bool operator==(const CopySegment&) const = default;
 };
 
 struct CopyDim {
   uint32_t count = 1;
-  int64_t src_stride = 0;  // bytes
-  int64_t dst_stride = 0;
+  uint64_t src_stride = 0;  // bytes
+  uint64_t dst_stride = 0;
   bool operator==(const CopyDim&) const = default;
 };
 
+struct CopyCast {
+  DType from = DType::kFp32;
+  DType to = DType::kFp32;
+  uint32_t first_factor = 0;
+  uint32_t place_step = 0;  // factors from one place to the next; 0: all share
+  uint32_t outer_step = 0;
+  uint32_t inner_step = 0;
+  bool operator==(const CopyCast&) const = default;
+};
+
 struct CopyBox {
-  RegionId src_region = 0;
-  RegionId dst_region = 0;
-  int64_t src_offset = 0;  // bytes, of block 0; may be negative where every pair's block is > 0
-  int64_t dst_offset = 0;
+  uint32_t first_place = 0;
+  uint32_t num_places = 1;
+  uint32_t first_segment = 0;
+  uint32_t num_segments = 1;
   CopyDim outer;
-  CopyDim inner;
-  uint64_t run_bytes = 0;  // contiguous on both sides; as long as the layouts allow
-  uint32_t first_pair = 0;
-  uint32_t num_pairs = 0;
+  CopyDim inner;           // of the two the one with the smaller stride in the destination
+  uint64_t run_bytes = 0;  // in the destination; as long as the layouts allow
+  bool casts = false;
+  CopyCast cast;  // only if `casts`
   bool operator==(const CopyBox&) const = default;
 
-  uint64_t bytes() const { return run_bytes * inner.count * outer.count * num_pairs; }
+  // In the source.
+  uint64_t src_run_bytes() const {
+    return casts ? run_bytes / SizeOf(cast.to) * SizeOf(cast.from) : run_bytes;
+  }
+  uint64_t runs() const { return uint64_t{num_places} * num_segments * outer.count * inner.count; }
+  uint64_t bytes() const { return run_bytes * runs(); }
 };
 
 struct CopyPlan {
-  uint64_t src_block_stride = 0;
-  uint64_t dst_block_stride = 0;
-  std::vector<CopyBox> boxes;
-  std::vector<BlockPair> pairs;
+  std::vector<CopyBox> boxes;  // a few: one per kind of layer and distinct length of segments
+  std::vector<CopyPlace> places;
+  std::vector<CopySegment> segments;
+  std::vector<float> factors;  // of the casts
   bool operator==(const CopyPlan&) const = default;
 
-  uint64_t bytes() const;
-  uint64_t slices() const;  // number of contiguous runs
-  // Every byte that the plan touches lies inside its region (bytes by RegionId). Executors require
-  // a plan that passed.
+  uint64_t bytes() const;      // written, all boxes
+  uint64_t src_bytes() const;  // read
+  uint64_t slices() const;     // number of runs
+  uint64_t memory() const;     // bytes of the plan itself
+  // Every byte that the plan touches lies inside its region (bytes by RegionId), and every cast's
+  // factors exist. Executors require a plan that passed.
   Status Validate(std::span<const uint64_t> src_region_bytes,
                   std::span<const uint64_t> dst_region_bytes) const;
 };
 
-// Positions in a request's token sequence, [begin, end).
-struct TokenRange {
-  uint32_t begin = 0;
-  uint32_t end = 0;
-  uint32_t size() const { return end - begin; }
-  bool operator==(const TokenRange&) const = default;
+// One run of a plan, as numbers.
+struct PlanRun {
+  RegionId src_region = 0;
+  RegionId dst_region = 0;
+  uint64_t src = 0;  // bytes from the region's start
+  uint64_t dst = 0;
+  float factor = 1;  // if the box casts
 };
 
-// The blocks that hold a request's tokens from `first_token` on (a multiple of the block size):
-// blocks[i] holds tokens [first_token + i * block_size, ... + block_size). A suffix behind a shared
-// prefix starts with first_token > 0.
-struct TableView {
-  std::span<const BlockId> blocks;
-  uint32_t first_token = 0;
-};
-
-// One side of a pull.
-struct PullSide {
-  const KvLayout& layout;
-  const KvShard& shard;
-  TableView table;
-};
-
-// Which bytes of the owner's cache go where in the reader's: all layers that both hold, global KV
-// heads [head_begin, head_end), token range `tokens`; nothing for an empty range. Pure.
-// kIncompatible (with both sides' values) when dims differ or no layer is held by both,
-// kInvalidArgument when a side does not hold the heads, a table does not cover the range or a block
-// id is out of range. Layouts that did not pass KvLayout::Validate give a plan that
-// CopyPlan::Validate may refuse.
-Result<CopyPlan> PlanPull(const PullSide& owner, const PullSide& reader, uint32_t head_begin,
-                          uint32_t head_end, TokenRange tokens);
-
-// What one packed read asks for, in the model's coordinates. Canonical stream order: [layer][K or
-// V][head][token][dim].
-struct StreamShape {
-  uint32_t layer_begin = 0;  // global
-  uint32_t layer_end = 0;
-  uint32_t head_begin = 0;  // global KV heads
-  uint32_t head_end = 0;
-  TokenRange tokens;
-  DType dtype = DType::kFp32;
-  uint32_t head_dim = 0;
-  bool has_v = true;
-  bool operator==(const StreamShape&) const = default;
-
-  uint64_t row_bytes() const { return uint64_t{head_dim} * SizeOf(dtype); }
-  uint64_t bytes() const;
-};
-
-// The same stream cut into chunks of at most `chunk_bytes`, each whole rows of (layer, K|V, head)
-// or, when one row is longer than that, a token range of one row. Both sides derive the same chunks
-// from the same numbers.
-class StreamChunks {
- public:
-  // kInvalidArgument when the shape is empty or absurd, or chunk_bytes is smaller than one token's
-  // row.
-  static Result<StreamChunks> Make(const StreamShape& shape, uint64_t chunk_bytes);
-
-  uint32_t count() const;
-  uint64_t bytes(uint32_t chunk) const;
-  const StreamShape& shape() const { return shape_; }
-
-  // Owner: cache -> chunk buffer (dst region 0). Reader: chunk buffer (src region 0) -> cache.
-  // Errors as PlanPull.
-  Result<CopyPlan> PlanPack(const PullSide& owner, uint32_t chunk) const;
-  Result<CopyPlan> PlanUnpack(const PullSide& reader, uint32_t chunk) const;
-
- private:
-  // Rows [first_row, first_row + rows) of the stream, the same tokens of each.
-  struct Cut {
-    uint64_t first_row = 0;
-    uint64_t rows = 0;
-    TokenRange tokens;
-  };
-  Cut CutOf(uint32_t chunk) const;
-  Result<CopyPlan> Plan(std::string_view name, const PullSide& cache, uint32_t chunk,
-                        bool pack) const;
-
-  StreamShape shape_;
-  uint64_t rows_per_chunk_ = 1;
-  uint32_t tokens_per_chunk_ = 0;  // of each row
-  uint32_t chunks_per_row_ = 1;    // 1 unless rows_per_chunk_ is 1
-};
+// Calls fn(box, run) for every run in order: the definition above, for tests and simulations. The
+// executors have loops of their own.
+template <typename Fn>
+void ForEachRun(const CopyPlan& plan, Fn&& fn) {
+  for (const CopyBox& box : plan.boxes) {
+    for (uint32_t p = 0; p < box.num_places; ++p) {
+      const CopyPlace& place = plan.places[box.first_place + p];
+      for (uint32_t s = 0; s < box.num_segments; ++s) {
+        const CopySegment& segment = plan.segments[box.first_segment + s];
+        for (uint32_t i = 0; i < box.outer.count; ++i) {
+          for (uint32_t j = 0; j < box.inner.count; ++j) {
+            PlanRun run{place.src_region, place.dst_region,
+                        place.src_offset + segment.src + i * box.outer.src_stride +
+                            j * box.inner.src_stride,
+                        place.dst_offset + segment.dst + i * box.outer.dst_stride +
+                            j * box.inner.dst_stride};
+            if (box.casts) {
+              run.factor = plan.factors[box.cast.first_factor + p * box.cast.place_step +
+                                        i * box.cast.outer_step + j * box.cast.inner_step];
+            }
+            fn(box, run);
+          }
+        }
+      }
+    }
+  }
+}
 
 }  // namespace kvrelay

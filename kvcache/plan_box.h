@@ -1,5 +1,5 @@
-// The step that every plan is made of: one token span x one head range of one layer's K (or V),
-// between two strided places.
+// The steps that every plan is made of: a token range cut into segments, and boxes of one head
+// range of some tensors over these segments.
 #pragma once
 
 #include <cstdint>
@@ -9,61 +9,109 @@
 
 #include "base/status.h"
 #include "kvcache/copy_plan.h"
-#include "kvcache/layout.h"
-#include "kvcache/shard.h"
+#include "kvcache/plan_pull.h"
 
 namespace kvrelay::internal {
 
-// How one side numbers bytes, whichever layer: a cache's strides, or those of a chunk of the
-// canonical stream.
-struct PlanStrides {
-  uint64_t block = 0;
-  uint64_t head = 0;
-  uint64_t token = 0;
+// How one side lays out the tensors of one kind: a cache, or a chunk of the canonical stream. The
+// unit along the token axis is a token, or a page where pages are opaque; its row is one head's.
+struct PlanSide {
+  uint64_t block_stride = 0;
+  uint64_t head_stride = 0;
+  uint64_t unit_stride = 0;
+  uint64_t row_bytes = 0;
+  DType dtype = DType::kFp32;
+  uint32_t block_size = 0;  // units
+  std::span<const BlockId> blocks;
+  uint32_t first = 0;  // unit that blocks[0] begins with
 };
 
-// Where a box starts on one side: first head, token 0 of block 0, in bytes from the region's start.
-// Negative where block 0 lies before the region, because no pair names it.
-struct PlanPlace {
+// The parts of a range that are neighbours in a block on both sides: segments of equal length.
+struct SegmentGroup {
+  uint32_t units = 0;  // of each segment
+  uint32_t first_segment = 0;
+  uint32_t num_segments = 0;
+};
+
+// Cuts `units` wherever a block of either side ends and appends the segments to the plan, longest
+// first. Both sides' blocks cover the range.
+std::vector<SegmentGroup> AppendSegments(CopyPlan& plan, const PlanSide& src, const PlanSide& dst,
+                                         TokenRange units);
+
+// Tensors that are copied alike: tensor t of layer l is places[l * per_layer + t], at its first
+// head. Numbers of tensor i, head h are multiplied by factors[i * heads + h]. It is a plain copy
+// when the dtypes are the same and all factors 1, or there are none.
+struct TensorSet {
+  std::vector<CopyPlace> places;
+  std::vector<float> factors;
+  uint32_t per_layer = 1;
+  uint32_t heads = 0;
+};
+
+// Appends the boxes, one for each group. Dimensions that continue their inner neighbours on both
+// sides are merged, K with V and layers with layers where they lie side by side, so that runs are
+// as long and places as few as they can be.
+void AppendBoxes(CopyPlan& plan, const PlanSide& src, const PlanSide& dst,
+                 std::span<const SegmentGroup> groups, TensorSet set);
+
+// The strides of one kind of layers of a cache, without its blocks.
+PlanSide StridesOf(const KvLayout& layout, const KvKind& kind);
+// Layers (global numbers, ascending) that both sides hold, and of which kind they are on each.
+struct CommonLayers {
+  uint32_t owner_kind = 0;
+  uint32_t reader_kind = 0;
+  std::vector<uint32_t> layers;
+};
+// All of them; none when the sides hold no layer in common.
+std::vector<CommonLayers> CommonLayersOf(const PullSide& owner, const PullSide& reader);
+
+// What the reader needs of `tokens` for such layers: all, or where it keeps a window the part of
+// it.
+TokenRange NeededTokens(const PullSide& reader, uint32_t kind, TokenRange tokens);
+
+// The scales that hold for this pull.
+const KvScales& ScalesOf(const PullSide& side);
+
+// The table of one kind of layers.
+const TableView& TableOf(const PullSide& side, uint32_t kind);
+// StridesOf the kind, and the blocks that its table gives to `tokens`. kInvalidArgument when the
+// table does not cover them, names a block that does not exist, or a page would be cut.
+Result<PlanSide> SideOf(std::string_view name, const PullSide& side, uint32_t kind,
+                        TokenRange tokens);
+// The same range in units of SideOf.
+TokenRange UnitsOf(const KvLayout& layout, const KvKind& kind, TokenRange tokens);
+
+// Where a cache's tensor begins with `head`, which counts inside the shard.
+struct SidePlace {
   RegionId region = 0;
-  int64_t offset = 0;
+  uint64_t offset = 0;
 };
+SidePlace PlaceOf(const TensorPlace& tensor, const KvKind& kind, uint32_t head);
 
-// Tokens [token_begin, token_begin + tokens) inside each block of a run of pairs.
-struct TokenSpan {
-  uint32_t token_begin = 0;
-  uint32_t tokens = 0;
-  uint32_t first_pair = 0;
-  uint32_t num_pairs = 0;
+// Appends from / to, the factor that turns numbers of scale `from` into numbers of scale `to`.
+// kIncompatible when it is no normal number.
+Status AddFactor(float from, float to, std::vector<float>& factors);
+
+// The scale of one stored tensor and head; 1 without scales.
+class ScaleOf {
+ public:
+  explicit ScaleOf(const PullSide& side);
+  float operator()(bool is_v, uint32_t layer, uint32_t head) const;
+
+ private:
+  const KvScales& scales_;
+  std::vector<uint32_t> first_head_;  // by layer; per head only
 };
-
-// A range of tokens cut where its place inside a block changes: the rest of a first block, whole
-// blocks, the beginning of a last one. Pair i is the i-th block that the range touches. At most
-// three.
-std::vector<TokenSpan> CutAtBlocks(TokenRange tokens, uint32_t block_size);
-
-// `heads` heads from both places, and one span. Dimensions that continue their inner neighbour on
-// both sides are merged, so that run_bytes is as long as it can be; of two that remain the inner
-// one has the smaller stride in the destination.
-CopyBox MakeBox(const PlanStrides& src, const PlanPlace& src_place, const PlanStrides& dst,
-                const PlanPlace& dst_place, uint32_t heads, const TokenSpan& span,
-                uint64_t row_bytes);
-
-// The strides and places of a cache. `head` counts inside the shard.
-PlanStrides StridesOf(const KvLayout& layout);
-PlanPlace PlaceOf(const KvLayout& layout, const TensorPlace& tensor, uint32_t head);
 
 // kInvalidArgument when a side's shard and layout contradict each other or themselves. Addresses
 // are not checked: CopyPlan::Validate does that.
-Status CheckSide(std::string_view name, const PullSide& side);
+Status CheckSide(std::string_view name, const KvLayout& layout, const KvShard& shard);
 
 // kInvalidArgument unless [head_begin, head_end) is a part, not empty, of what the side holds.
-Status CheckHeads(std::string_view name, const KvShard& shard, uint32_t head_begin,
-                  uint32_t head_end);
+Status CheckHeads(std::string_view name, const KvShard& shard, uint32_t head_group,
+                  uint32_t head_begin, uint32_t head_end);
 
-// The blocks that hold `tokens`, in order. kInvalidArgument when the table does not cover them, or
-// names a block that does not exist.
-Result<std::span<const BlockId>> BlocksOf(std::string_view name, const PullSide& side,
-                                          TokenRange tokens);
+// kIncompatible, with both sides' values.
+Status Differ(std::string_view what, std::string_view owner, std::string_view reader);
 
 }  // namespace kvrelay::internal

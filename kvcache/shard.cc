@@ -11,6 +11,7 @@ namespace {
 constexpr uint32_t kMaxRanks = 1U << 16;
 constexpr uint32_t kMaxLayers = 1U << 16;
 constexpr uint32_t kMaxHeads = 1U << 16;
+constexpr uint32_t kMaxHeadGroups = 16;
 
 Status CheckPart(std::string_view what, uint32_t begin, uint32_t count, uint32_t total,
                  uint32_t max) {
@@ -74,28 +75,58 @@ Result<std::vector<LayerRange>> Stages(const KvShard& reader, std::span<const Kv
                    reader.ToString() + ", owners: " + OwnersText(owners));
 }
 
+// One head group of one stage. Reader ranks that need the same head have consecutive numbers, so
+// that they take the replicas in turn.
+Status AssignHeads(const KvShard& reader, std::span<const KvShard> owners, const LayerRange& stage,
+                   uint32_t group, std::vector<PullSource>& sources) {
+  const size_t first = sources.size();
+  const KvHeads need = reader.heads(group);
+  for (uint32_t head = need.begin; head < need.end(); ++head) {
+    std::vector<uint32_t> holders;
+    for (uint32_t i = 0; i < owners.size(); ++i) {
+      const KvHeads has = owners[i].heads(group);
+      if (Layers(owners[i]) == stage && head >= has.begin && head < has.end()) holders.push_back(i);
+    }
+    if (holders.empty()) {
+      return Error(Code::kIncompatible, "no owner rank holds KV head " + std::to_string(head) +
+                                            " of layers " + std::to_string(stage.begin) + "-" +
+                                            std::to_string(stage.end - 1) + ": reader " +
+                                            reader.ToString() + ", owners: " + OwnersText(owners));
+    }
+    const uint32_t owner = holders[reader.tp_rank % holders.size()];
+    const bool extends =
+        sources.size() > first && sources.back().owner == owner && sources.back().head_end == head;
+    if (extends) {
+      sources.back().head_end = head + 1;
+    } else {
+      sources.push_back({owner, head, head + 1, group});
+    }
+  }
+  return Status::Ok();
+}
+
 }  // namespace
+
+KvHeads KvHeads::Split(uint32_t total, uint32_t tp_size, uint32_t tp_rank) {
+  const auto at = [&](uint32_t rank) {
+    return static_cast<uint32_t>(uint64_t{rank} * total / tp_size);
+  };
+  const uint32_t begin = at(tp_rank);
+  return {total, begin, std::max(1U, at(tp_rank + 1) - begin)};
+}
 
 Result<KvShard> KvShard::Make(uint32_t total_layers, uint32_t total_heads, uint32_t tp_size,
                               uint32_t tp_rank) {
-  if (tp_size == 0 || total_heads == 0 ||
-      (total_heads % tp_size != 0 && tp_size % total_heads != 0)) {
-    return Error(Code::kInvalidArgument, "tensor parallel size " + std::to_string(tp_size) +
-                                             " and " + std::to_string(total_heads) +
-                                             " KV heads: one must be a multiple of the other");
-  }
   KvShard shard;
   shard.tp_rank = tp_rank;
   shard.tp_size = tp_size;
   shard.total_layers = total_layers;
   shard.layer_count = total_layers;
   shard.total_heads = total_heads;
-  if (total_heads >= tp_size) {
-    shard.head_count = total_heads / tp_size;
-    shard.head_begin = tp_rank * shard.head_count;
-  } else {
-    shard.head_count = 1;
-    shard.head_begin = tp_rank / (tp_size / total_heads);
+  if (tp_size > 0 && tp_rank < tp_size) {
+    const KvHeads heads = KvHeads::Split(total_heads, tp_size, tp_rank);
+    shard.head_begin = heads.begin;
+    shard.head_count = heads.count;
   }
   KVRELAY_RETURN_IF_ERROR(shard.Validate());
   return shard;
@@ -108,13 +139,26 @@ Status KvShard::Validate() const {
                                              std::to_string(kMaxRanks) + " ranks)");
   }
   KVRELAY_RETURN_IF_ERROR(CheckPart("layers", layer_begin, layer_count, total_layers, kMaxLayers));
-  return CheckPart("heads", head_begin, head_count, total_heads, kMaxHeads);
+  if (num_head_groups() > kMaxHeadGroups) {
+    return Error(Code::kInvalidArgument, "KV shard: " + std::to_string(num_head_groups()) +
+                                             " head groups (at most " +
+                                             std::to_string(kMaxHeadGroups) + ")");
+  }
+  for (uint32_t group = 0; group < num_head_groups(); ++group) {
+    const KvHeads own = heads(group);
+    KVRELAY_RETURN_IF_ERROR(CheckPart("heads", own.begin, own.count, own.total, kMaxHeads));
+  }
+  return Status::Ok();
 }
 
 std::string KvShard::ToString() const {
-  return "rank " + std::to_string(tp_rank) + " of " + std::to_string(tp_size) + ": " +
-         PartName("layer", layer_begin, layer_count, total_layers) + ", " +
-         PartName("head", head_begin, head_count, total_heads);
+  std::string text = "rank " + std::to_string(tp_rank) + " of " + std::to_string(tp_size) + ": " +
+                     PartName("layer", layer_begin, layer_count, total_layers);
+  for (uint32_t group = 0; group < num_head_groups(); ++group) {
+    const KvHeads own = heads(group);
+    text += (group == 0 ? ", " : " + ") + PartName("head", own.begin, own.count, own.total);
+  }
+  return text;
 }
 
 Result<std::vector<PullSource>> AssignSources(const KvShard& reader,
@@ -122,7 +166,12 @@ Result<std::vector<PullSource>> AssignSources(const KvShard& reader,
   KVRELAY_RETURN_IF_ERROR(reader.Validate());
   for (const KvShard& owner : owners) {
     KVRELAY_RETURN_IF_ERROR(owner.Validate());
-    if (owner.total_layers != reader.total_layers || owner.total_heads != reader.total_heads) {
+    bool same = owner.total_layers == reader.total_layers &&
+                owner.num_head_groups() == reader.num_head_groups();
+    for (uint32_t group = 0; same && group < reader.num_head_groups(); ++group) {
+      same = owner.heads(group).total == reader.heads(group).total;
+    }
+    if (!same) {
       return Error(Code::kIncompatible,
                    "models differ: owner " + owner.ToString() + ", reader " + reader.ToString());
     }
@@ -130,31 +179,8 @@ Result<std::vector<PullSource>> AssignSources(const KvShard& reader,
   KVRELAY_ASSIGN_OR_RETURN(const std::vector<LayerRange> stages, Stages(reader, owners));
   std::vector<PullSource> sources;
   for (const LayerRange& stage : stages) {
-    const size_t stage_begin = sources.size();
-    for (uint32_t head = reader.head_begin; head < reader.head_end(); ++head) {
-      std::vector<uint32_t> holders;
-      for (uint32_t i = 0; i < owners.size(); ++i) {
-        const KvShard& owner = owners[i];
-        if (Layers(owner) == stage && head >= owner.head_begin && head < owner.head_end()) {
-          holders.push_back(i);
-        }
-      }
-      if (holders.empty()) {
-        return Error(Code::kIncompatible,
-                     "no owner rank holds KV head " + std::to_string(head) + " of layers " +
-                         std::to_string(stage.begin) + "-" + std::to_string(stage.end - 1) +
-                         ": reader " + reader.ToString() + ", owners: " + OwnersText(owners));
-      }
-      // Reader ranks that need the same head have consecutive numbers, so that they take the
-      // replicas in turn.
-      const uint32_t owner = holders[reader.tp_rank % holders.size()];
-      const bool extends = sources.size() > stage_begin && sources.back().owner == owner &&
-                           sources.back().head_end == head;
-      if (extends) {
-        sources.back().head_end = head + 1;
-      } else {
-        sources.push_back({owner, head, head + 1});
-      }
+    for (uint32_t group = 0; group < reader.num_head_groups(); ++group) {
+      KVRELAY_RETURN_IF_ERROR(AssignHeads(reader, owners, stage, group, sources));
     }
   }
   return sources;

@@ -11,6 +11,19 @@
 
 namespace kvrelay {
 
+// Which of the model's KV heads a rank holds.
+struct KvHeads {
+  uint32_t total = 0;
+  uint32_t begin = 0;
+  uint32_t count = 0;
+  uint32_t end() const { return begin + count; }
+  bool operator==(const KvHeads&) const = default;
+  // Split over ranks as evenly as it goes, neighbours together; with more ranks than heads each
+  // rank holds one, replicas on neighbouring ranks. Where one number divides the other that is the
+  // standard split.
+  static KvHeads Split(uint32_t total, uint32_t tp_size, uint32_t tp_rank);
+};
+
 struct KvShard {
   uint32_t tp_rank = 0;
   uint32_t tp_size = 1;
@@ -20,24 +33,31 @@ struct KvShard {
   uint32_t total_heads = 0;  // KV heads of the model (MLA: 1)
   uint32_t head_begin = 0;   // first KV head held
   uint32_t head_count = 0;
+  // Models whose layers have different numbers of KV heads: head groups 1, 2, ...; group 0 is
+  // above.
+  std::vector<KvHeads> more_heads;
   bool operator==(const KvShard&) const = default;
 
   uint32_t layer_end() const { return layer_begin + layer_count; }
   uint32_t head_end() const { return head_begin + head_count; }
-  // The standard split: heads divide evenly over ranks, or, when there are more ranks than heads,
-  // ranks divide evenly over heads and hold a replica. All layers. kInvalidArgument names both
-  // numbers when neither divides.
+  uint32_t num_head_groups() const { return static_cast<uint32_t>(1 + more_heads.size()); }
+  KvHeads heads(uint32_t group) const {  // group < num_head_groups()
+    return group == 0 ? KvHeads{total_heads, head_begin, head_count} : more_heads[group - 1];
+  }
+  // One head group, split as KvHeads::Split says. All layers.
   static Result<KvShard> Make(uint32_t total_layers, uint32_t total_heads, uint32_t tp_size,
                               uint32_t tp_rank);
   Status Validate() const;
   std::string ToString() const;  // "rank 1 of 2: layers 0-5 of 6, heads 2-3 of 4"
 };
 
-// What one reader rank takes from one owner rank: global KV heads [head_begin, head_end).
+// What one reader rank takes from one owner rank: global KV heads [head_begin, head_end) of one
+// head group, in all layers of that group that both hold.
 struct PullSource {
   uint32_t owner = 0;  // index into the `owners` given
   uint32_t head_begin = 0;
   uint32_t head_end = 0;
+  uint32_t head_group = 0;
   bool operator==(const PullSource&) const = default;
 };
 

@@ -1,9 +1,9 @@
+#include "kvcache/stream_chunks.h"
+
 #include <algorithm>
 #include <limits>
 #include <string>
-#include <string_view>
 
-#include "kvcache/copy_plan.h"
 #include "kvcache/plan_box.h"
 
 namespace kvrelay {
@@ -14,76 +14,130 @@ constexpr uint32_t kMaxLayers = 1U << 12;
 constexpr uint32_t kMaxHeads = 1U << 12;
 constexpr uint32_t kMaxHeadDim = 1U << 16;
 constexpr uint32_t kMaxTokens = 1U << 20;
+constexpr uint32_t kMaxPageTokens = 1U << 16;
+constexpr uint64_t kMaxPageBytes = 1U << 30;
 
 bool IsRange(uint32_t begin, uint32_t end, uint32_t max) {
   return begin < end && end - begin <= max;
+}
+
+bool IsSane(const StreamShape& shape) {
+  const bool ascending = std::adjacent_find(shape.layers.begin(), shape.layers.end(),
+                                            std::greater_equal<>()) == shape.layers.end();
+  const bool pages = shape.page_tokens > 0 ? shape.page_tokens <= kMaxPageTokens &&
+                                                 shape.page_bytes <= kMaxPageBytes &&
+                                                 shape.tokens.begin % shape.page_tokens == 0
+                                           : shape.page_bytes == 0;
+  return !shape.layers.empty() && shape.layers.size() <= kMaxLayers && ascending && pages &&
+         IsRange(shape.head_begin, shape.head_end, kMaxHeads) &&
+         IsRange(shape.tokens.begin, shape.tokens.end, kMaxTokens) &&
+         shape.tokens.end <= UINT32_MAX - kMaxPageTokens && shape.head_dim <= kMaxHeadDim &&
+         SizeOf(shape.dtype) > 0 && shape.row_bytes() > 0;
 }
 
 std::string Describe(const StreamShape& shape) {
   const auto range = [](uint32_t begin, uint32_t end) {
     return std::to_string(begin) + " to " + std::to_string(end);
   };
-  return "stream of layers " + range(shape.layer_begin, shape.layer_end) + ", heads " +
-         range(shape.head_begin, shape.head_end) + ", tokens " +
-         range(shape.tokens.begin, shape.tokens.end) + ", head dim " +
-         std::to_string(shape.head_dim) + ", " + std::string(DTypeName(shape.dtype)) +
-         (shape.has_v ? "" : ", no V");
+  std::string text = "stream of " + std::to_string(shape.layers.size()) + " layers";
+  if (!shape.layers.empty()) text += " from " + std::to_string(shape.layers.front());
+  text += ", heads " + range(shape.head_begin, shape.head_end) + ", tokens " +
+          range(shape.tokens.begin, shape.tokens.end) + ", head dim " +
+          std::to_string(shape.head_dim) + ", " + std::string(DTypeName(shape.dtype));
+  if (shape.page_tokens > 0) text += ", opaque pages of " + std::to_string(shape.page_bytes);
+  return text + (shape.has_v ? "" : ", no V");
 }
 
 // Tensors of the stream: K and V of each layer count apart.
 uint64_t TensorsPerLayer(const StreamShape& shape) { return shape.has_v ? 2 : 1; }
-
+uint64_t Heads(const StreamShape& shape) { return shape.head_end - shape.head_begin; }
 uint64_t Rows(const StreamShape& shape) {
-  return uint64_t{shape.layer_end - shape.layer_begin} * TensorsPerLayer(shape) *
-         (shape.head_end - shape.head_begin);
+  return shape.layers.size() * TensorsPerLayer(shape) * Heads(shape);
 }
 
-Status CheckHolds(std::string_view name, const PullSide& cache, const StreamShape& shape) {
-  KVRELAY_RETURN_IF_ERROR(internal::CheckSide(name, cache));
+// The kind that the stream's layers are of in this cache.
+Result<uint32_t> CheckHolds(std::string_view name, const PullSide& cache,
+                            const StreamShape& shape) {
   const KvLayout& layout = cache.layout;
-  if (layout.dtype != shape.dtype || layout.head_dim != shape.head_dim ||
-      layout.has_v() != shape.has_v) {
+  const KvShard& shard = cache.shard;
+  KVRELAY_RETURN_IF_ERROR(internal::CheckSide(name, layout, shard));
+  if (shape.layers.front() < shard.layer_begin || shape.layers.back() >= shard.layer_end()) {
+    return Error(Code::kInvalidArgument, "layers " + std::to_string(shape.layers.front()) + " to " +
+                                             std::to_string(shape.layers.back() + 1) +
+                                             " are not held by " + std::string(name) + " " +
+                                             shard.ToString());
+  }
+  const uint32_t index = layout.kind_of(shape.layers.front() - shard.layer_begin);
+  const KvKind kind = layout.kind(index);
+  const bool alike = std::all_of(shape.layers.begin(), shape.layers.end(), [&](uint32_t layer) {
+    return layout.kind_of(layer - shard.layer_begin) == index;
+  });
+  const bool pages_fit = layout.opaque() ? shape.page_tokens == kind.block_size &&
+                                               shape.page_bytes == kind.page_bytes &&
+                                               shape.dtype == layout.dtype
+                                         : shape.page_tokens == 0;
+  if (!alike || !pages_fit || kind.head_dim != shape.head_dim || layout.has_v() != shape.has_v ||
+      kind.head_group != shape.head_group) {
     return Error(Code::kIncompatible, "KV caches differ: " + std::string(name) + " has " +
                                           layout.ToString() + ", asked is a " + Describe(shape));
   }
-  if (shape.layer_begin < cache.shard.layer_begin || shape.layer_end > cache.shard.layer_end()) {
-    return Error(Code::kInvalidArgument, "layers " + std::to_string(shape.layer_begin) + " to " +
-                                             std::to_string(shape.layer_end) + " are not held by " +
-                                             std::string(name) + " " + cache.shard.ToString());
-  }
-  return internal::CheckHeads(name, cache.shard, shape.head_begin, shape.head_end);
+  KVRELAY_RETURN_IF_ERROR(
+      internal::CheckHeads(name, shard, shape.head_group, shape.head_begin, shape.head_end));
+  return index;
 }
 
 }  // namespace
 
-uint64_t StreamShape::bytes() const { return Rows(*this) * tokens.size() * row_bytes(); }
+TokenRange StreamShape::units() const {
+  if (page_tokens == 0) return tokens;
+  return {tokens.begin / page_tokens, (tokens.end + page_tokens - 1) / page_tokens};
+}
 
-Result<StreamChunks> StreamChunks::Make(const StreamShape& shape, uint64_t chunk_bytes) {
-  const bool sane = IsRange(shape.layer_begin, shape.layer_end, kMaxLayers) &&
-                    IsRange(shape.head_begin, shape.head_end, kMaxHeads) &&
-                    IsRange(shape.tokens.begin, shape.tokens.end, kMaxTokens) &&
-                    shape.head_dim <= kMaxHeadDim && shape.row_bytes() > 0;
-  if (!sane) return Error(Code::kInvalidArgument, "empty or absurd " + Describe(shape));
+uint64_t StreamShape::bytes() const { return Rows(*this) * units().size() * row_bytes(); }
+
+std::vector<float> StreamScales(const StreamShape& shape, const PullSide& owner) {
+  std::vector<float> rows;
+  if (internal::ScalesOf(owner).empty() || shape.dtype != owner.layout.dtype) return rows;
+  const internal::ScaleOf scale(owner);
+  const KvHeads held = owner.shard.heads(shape.head_group);
+  for (const uint32_t layer : shape.layers) {
+    for (uint64_t tensor = 0; tensor < TensorsPerLayer(shape); ++tensor) {
+      for (uint32_t head = shape.head_begin; head < shape.head_end; ++head) {
+        rows.push_back(scale(tensor == 1, layer - owner.shard.layer_begin, head - held.begin));
+      }
+    }
+  }
+  return rows;
+}
+
+Result<StreamChunks> StreamChunks::Make(StreamShape shape, uint64_t chunk_bytes,
+                                        std::vector<float> scales) {
+  if (!IsSane(shape)) return Error(Code::kInvalidArgument, "empty or absurd " + Describe(shape));
   if (chunk_bytes < shape.row_bytes()) {
     return Error(Code::kInvalidArgument, "chunks of " + std::to_string(chunk_bytes) +
                                              " bytes do not hold one token's row of " +
                                              std::to_string(shape.row_bytes()) + " bytes");
   }
+  if (!scales.empty() && scales.size() != Rows(shape)) {
+    return Error(Code::kInvalidArgument,
+                 std::to_string(scales.size()) + " scales of a " + Describe(shape));
+  }
   StreamChunks chunks;
-  chunks.shape_ = shape;
-  const uint64_t tokens = shape.tokens.size();
-  const uint64_t tokens_fit = chunk_bytes / shape.row_bytes();
-  if (tokens_fit >= tokens) {
-    chunks.rows_per_chunk_ = tokens_fit / tokens;
-    chunks.tokens_per_chunk_ = static_cast<uint32_t>(tokens);
+  const uint64_t units = shape.units().size();
+  const uint64_t units_fit = chunk_bytes / shape.row_bytes();
+  if (units_fit >= units) {
+    chunks.rows_per_chunk_ = units_fit / units;
+    chunks.units_per_chunk_ = static_cast<uint32_t>(units);
   } else {
-    chunks.tokens_per_chunk_ = static_cast<uint32_t>(tokens_fit);
-    chunks.chunks_per_row_ = static_cast<uint32_t>((tokens + tokens_fit - 1) / tokens_fit);
+    chunks.units_per_chunk_ = static_cast<uint32_t>(units_fit);
+    chunks.chunks_per_row_ = static_cast<uint32_t>((units + units_fit - 1) / units_fit);
   }
   if (Rows(shape) * chunks.chunks_per_row_ > std::numeric_limits<uint32_t>::max()) {
     return Error(Code::kInvalidArgument, "too many chunks of " + std::to_string(chunk_bytes) +
                                              " bytes: " + Describe(shape));
   }
+  chunks.shape_ = std::move(shape);
+  chunks.scales_ = std::move(scales);
   return chunks;
 }
 
@@ -94,15 +148,16 @@ uint32_t StreamChunks::count() const {
 
 uint64_t StreamChunks::bytes(uint32_t chunk) const {
   const Cut cut = CutOf(chunk);
-  return cut.rows * cut.tokens.size() * shape_.row_bytes();
+  return cut.rows * cut.units.size() * shape_.row_bytes();
 }
 
 StreamChunks::Cut StreamChunks::CutOf(uint32_t chunk) const {
   const uint64_t first_row = chunk / chunks_per_row_ * rows_per_chunk_;
-  const uint32_t begin = shape_.tokens.begin + chunk % chunks_per_row_ * tokens_per_chunk_;
+  const TokenRange units = shape_.units();
+  const uint32_t begin = units.begin + chunk % chunks_per_row_ * units_per_chunk_;
   return {first_row,
           std::min(rows_per_chunk_, Rows(shape_) - first_row),
-          {begin, begin + std::min(tokens_per_chunk_, shape_.tokens.end - begin)}};
+          {begin, begin + std::min(units_per_chunk_, units.end - begin)}};
 }
 
 Result<CopyPlan> StreamChunks::Plan(std::string_view name, const PullSide& cache, uint32_t chunk,
@@ -111,44 +166,61 @@ Result<CopyPlan> StreamChunks::Plan(std::string_view name, const PullSide& cache
     return Error(Code::kInvalidArgument, "chunk " + std::to_string(chunk) + " of " +
                                              std::to_string(count()) + " of a " + Describe(shape_));
   }
-  KVRELAY_RETURN_IF_ERROR(CheckHolds(name, cache, shape_));
+  KVRELAY_ASSIGN_OR_RETURN(const uint32_t kind_index, CheckHolds(name, cache, shape_));
+  const KvKind kind = cache.layout.kind(kind_index);
   const Cut cut = CutOf(chunk);
-  KVRELAY_ASSIGN_OR_RETURN(const auto blocks, internal::BlocksOf(name, cache, cut.tokens));
+  const uint32_t page = std::max(1U, shape_.page_tokens);
+  KVRELAY_ASSIGN_OR_RETURN(
+      const internal::PlanSide in_cache,
+      internal::SideOf(name, cache, kind_index, {cut.units.begin * page, cut.units.end * page}));
 
-  // The chunk seen as a cache of the same blocks: its block i is the i-th one that the tokens
-  // touch, and the first of them begins as far before the chunk as the tokens begin inside it.
-  const uint64_t row = shape_.row_bytes();
-  const uint32_t block_size = cache.layout.block_size;
-  const internal::PlanStrides in_chunk{block_size * row, cut.tokens.size() * row, row};
-  const internal::PlanStrides in_cache = internal::StridesOf(cache.layout);
-  const int64_t chunk_start = -static_cast<int64_t>(cut.tokens.begin % block_size * row);
+  // The chunk is a cache of one block that begins with the first of its units.
+  const BlockId only_block = 0;
+  internal::PlanSide in_chunk;
+  in_chunk.row_bytes = shape_.row_bytes();
+  in_chunk.unit_stride = in_chunk.row_bytes;
+  in_chunk.head_stride = cut.units.size() * in_chunk.row_bytes;
+  in_chunk.dtype = shape_.dtype;
+  in_chunk.block_size = cut.units.size();
+  in_chunk.blocks = std::span(&only_block, 1);
+  in_chunk.first = cut.units.begin;
+  const internal::PlanSide& src = pack ? in_cache : in_chunk;
+  const internal::PlanSide& dst = pack ? in_chunk : in_cache;
 
+  const bool casts = shape_.dtype != cache.layout.dtype || !scales_.empty() ||
+                     (!internal::ScalesOf(cache).empty() && !cache.layout.opaque());
+  const internal::ScaleOf scale(cache);
+  const KvHeads held = cache.shard.heads(shape_.head_group);
   CopyPlan plan;
-  plan.src_block_stride = pack ? in_cache.block : in_chunk.block;
-  plan.dst_block_stride = pack ? in_chunk.block : in_cache.block;
-  plan.pairs.reserve(blocks.size());
-  for (uint32_t i = 0; i < blocks.size(); ++i) {
-    plan.pairs.push_back(pack ? BlockPair{blocks[i], i} : BlockPair{i, blocks[i]});
-  }
-  const uint32_t heads = shape_.head_end - shape_.head_begin;
-  for (const internal::TokenSpan& span : internal::CutAtBlocks(cut.tokens, block_size)) {
-    uint32_t taken = 0;
-    for (uint64_t i = 0; i < cut.rows; i += taken) {
-      const uint64_t tensor = (cut.first_row + i) / heads;
-      const auto head = static_cast<uint32_t>((cut.first_row + i) % heads);
-      taken = static_cast<uint32_t>(std::min<uint64_t>(heads - head, cut.rows - i));
-      const uint64_t layer =
-          shape_.layer_begin - cache.shard.layer_begin + tensor / TensorsPerLayer(shape_);
+  const auto groups = internal::AppendSegments(plan, src, dst, cut.units);
+  // Rows of one tensor that are all there follow each other as tensors of a set; what is left of a
+  // tensor at either end is a set of its own.
+  for (uint64_t i = 0; i < cut.rows;) {
+    const uint64_t row = cut.first_row + i;
+    const auto head = static_cast<uint32_t>(row % Heads(shape_));
+    internal::TensorSet set;
+    set.heads = static_cast<uint32_t>(std::min<uint64_t>(Heads(shape_) - head, cut.rows - i));
+    const uint64_t tensors =
+        set.heads == Heads(shape_) ? (cut.rows - i) / Heads(shape_) : uint64_t{1};
+    for (uint64_t t = 0; t < tensors; ++t, i += set.heads) {
+      const uint64_t tensor = row / Heads(shape_) + t;
       const bool is_v = shape_.has_v && tensor % 2 == 1;
-      const internal::PlanPlace cache_place =
-          internal::PlaceOf(cache.layout, is_v ? cache.layout.v[layer] : cache.layout.k[layer],
-                            shape_.head_begin - cache.shard.head_begin + head);
-      const internal::PlanPlace chunk_place{0,
-                                            chunk_start + static_cast<int64_t>(i * in_chunk.head)};
-      plan.boxes.push_back(
-          pack ? MakeBox(in_cache, cache_place, in_chunk, chunk_place, taken, span, row)
-               : MakeBox(in_chunk, chunk_place, in_cache, cache_place, taken, span, row));
+      const uint32_t layer =
+          shape_.layers[tensor / TensorsPerLayer(shape_)] - cache.shard.layer_begin;
+      const uint32_t first_head = shape_.head_begin - held.begin + head;
+      const internal::SidePlace place =
+          internal::PlaceOf(is_v ? cache.layout.v[layer] : cache.layout.k[layer], kind, first_head);
+      const uint64_t at = i * in_chunk.head_stride;
+      set.places.push_back(pack ? CopyPlace{place.region, 0, place.offset, at}
+                                : CopyPlace{0, place.region, at, place.offset});
+      for (uint32_t h = 0; casts && h < set.heads; ++h) {
+        const float own = scale(is_v, layer, first_head + h);
+        const float streams = scales_.empty() ? 1 : scales_[cut.first_row + i + h];
+        KVRELAY_RETURN_IF_ERROR(
+            internal::AddFactor(pack ? own : streams, pack ? streams : own, set.factors));
+      }
     }
+    internal::AppendBoxes(plan, src, dst, groups, std::move(set));
   }
   return plan;
 }

@@ -11,10 +11,10 @@
 
 #include "base/ids.h"
 #include "base/status.h"
-#include "kvcache/copy_plan.h"
 #include "kvcache/layout.h"
 #include "kvcache/lease_record.h"
 #include "kvcache/shard.h"
+#include "kvcache/stream_chunks.h"
 
 namespace kvrelay::proto {
 

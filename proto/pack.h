@@ -68,6 +68,43 @@ void PackField(Packer& out, const S& message, const Field<S, std::vector<E>>& fi
   for (const E& value : values) PackValue(out, value);
 }
 
+// Where tensors lie is regular: runs of [count, region, step of the region, offset, step of the
+// offset]. Steps wrap, so that they can go back.
+template <typename S>
+void PackField(Packer& out, const S& message, const Field<S, std::vector<TensorPlace>>& field) {
+  const std::vector<TensorPlace>& places = message.*field.member;
+  struct Run {
+    uint64_t count;
+    TensorPlace first;
+    TensorPlace step;
+  };
+  std::vector<Run> runs;
+  for (size_t i = 0; i < places.size(); ++i) {
+    const TensorPlace& place = places[i];
+    if (!runs.empty()) {
+      Run& run = runs.back();
+      const TensorPlace step{place.region - places[i - 1].region,
+                             place.offset - places[i - 1].offset};
+      if (run.count == 1) run.step = step;
+      if (run.step == step) {
+        ++run.count;
+        continue;
+      }
+    }
+    runs.push_back({1, place, {}});
+  }
+  PackText(out, field.name);
+  out.pack_array(static_cast<uint32_t>(runs.size()));
+  for (const Run& run : runs) {
+    out.pack_array(5);
+    out.pack(run.count);
+    out.pack(run.first.region);
+    out.pack(run.step.region);
+    out.pack(run.first.offset);
+    out.pack(run.step.offset);
+  }
+}
+
 template <typename T>
 void PackStruct(Packer& out, const T& message) {
   out.pack_map(std::tuple_size_v<std::remove_const_t<decltype(Schema<T>::kFields)>>);

@@ -60,10 +60,26 @@ struct Schema;
 // --- Parts from kvcache --------------------------------------------------------------------------
 
 template <>
-struct Schema<TensorPlace> {
-  static constexpr std::string_view kName = "TENSOR_PLACE";
-  static constexpr auto kFields = std::tuple{Number("region", &TensorPlace::region, kMaxRegions),
-                                             Any("offset", &TensorPlace::offset)};
+struct Schema<KvKind> {
+  static constexpr std::string_view kName = "LAYER_KIND";
+  static constexpr auto kFields =
+      std::tuple{Number("head_group", &KvKind::head_group, kMaxKinds),
+                 Number("window", &KvKind::window, kMaxTokens),
+                 Number("block_size", &KvKind::block_size, kMaxBlockSize),
+                 Any("num_blocks", &KvKind::num_blocks),
+                 Number("kv_heads", &KvKind::kv_heads, kMaxHeads),
+                 Number("head_dim", &KvKind::head_dim, kMaxHeadDim),
+                 Any("block_stride", &KvKind::block_stride),
+                 Any("head_stride", &KvKind::head_stride),
+                 Any("token_stride", &KvKind::token_stride),
+                 Any("page_bytes", &KvKind::page_bytes)};
+};
+template <>
+struct Schema<KvScales> {
+  static constexpr std::string_view kName = "SCALES";
+  static constexpr auto kFields =
+      std::tuple{Any("per_head", &KvScales::per_head), List("k", &KvScales::k, kMaxScales),
+                 List("v", &KvScales::v, kMaxScales)};
 };
 template <>
 struct Schema<KvLayout> {
@@ -79,7 +95,20 @@ struct Schema<KvLayout> {
                  Any("head_stride", &KvLayout::head_stride),
                  Any("token_stride", &KvLayout::token_stride),
                  List("k", &KvLayout::k, kMaxLayers),
-                 List("v", &KvLayout::v, kMaxLayers)};
+                 List("v", &KvLayout::v, kMaxLayers),
+                 Number("window", &KvLayout::window, kMaxTokens),
+                 Any("page_bytes", &KvLayout::page_bytes),
+                 Text("page_name", &KvLayout::page_name, kMaxName),
+                 List("more_kinds", &KvLayout::more_kinds, kMaxKinds),
+                 List("layer_kinds", &KvLayout::layer_kinds, kMaxLayers),
+                 Any("scales", &KvLayout::scales)};
+};
+template <>
+struct Schema<KvHeads> {
+  static constexpr std::string_view kName = "HEADS";
+  static constexpr auto kFields = std::tuple{Number("total", &KvHeads::total, kMaxHeads),
+                                             Number("begin", &KvHeads::begin, kMaxHeads),
+                                             Number("count", &KvHeads::count, kMaxHeads)};
 };
 template <>
 struct Schema<KvShard> {
@@ -92,7 +121,8 @@ struct Schema<KvShard> {
                  Number("layer_count", &KvShard::layer_count, kMaxLayers),
                  Number("total_heads", &KvShard::total_heads, kMaxHeads),
                  Number("head_begin", &KvShard::head_begin, kMaxHeads),
-                 Number("head_count", &KvShard::head_count, kMaxHeads)};
+                 Number("head_count", &KvShard::head_count, kMaxHeads),
+                 List("more_heads", &KvShard::more_heads, kMaxKinds)};
 };
 template <>
 struct Schema<TokenRange> {
@@ -104,14 +134,16 @@ template <>
 struct Schema<StreamShape> {
   static constexpr std::string_view kName = "STREAM_SHAPE";
   static constexpr auto kFields =
-      std::tuple{Number("layer_begin", &StreamShape::layer_begin, kMaxLayers),
-                 Number("layer_end", &StreamShape::layer_end, kMaxLayers),
+      std::tuple{List("layers", &StreamShape::layers, kMaxLayers),
+                 Number("head_group", &StreamShape::head_group, kMaxKinds),
                  Number("head_begin", &StreamShape::head_begin, kMaxHeads),
                  Number("head_end", &StreamShape::head_end, kMaxHeads),
                  Any("tokens", &StreamShape::tokens),
                  Any("dtype", &StreamShape::dtype),
                  Number("head_dim", &StreamShape::head_dim, kMaxHeadDim),
-                 Any("has_v", &StreamShape::has_v)};
+                 Any("has_v", &StreamShape::has_v),
+                 Number("page_tokens", &StreamShape::page_tokens, kMaxBlockSize),
+                 Any("page_bytes", &StreamShape::page_bytes)};
 };
 
 // --- Errors and the handshake --------------------------------------------------------------------

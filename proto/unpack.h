@@ -78,6 +78,13 @@ inline Check UnpackValue(const msgpack::object& from, double& to, uint64_t) {
   if (!std::isfinite(to)) return Failure::Here("is not finite");
   return {};
 }
+inline Check UnpackValue(const msgpack::object& from, float& to, uint64_t max) {
+  double value = 0;
+  if (Check bad = UnpackValue(from, value, max)) return bad;
+  if (std::abs(value) > std::numeric_limits<float>::max()) return Failure::Here("is no float");
+  to = static_cast<float>(value);
+  return {};
+}
 template <typename Tag>
 Check UnpackValue(const msgpack::object& from, Id128<Tag>& to, uint64_t) {
   if (from.type != msgpack::type::BIN || from.via.bin.size != to.bytes.size()) {
@@ -145,6 +152,38 @@ Check UnpackField(const msgpack::object& from, S& to, const Field<S, std::vector
   for (uint32_t i = 0; i < size; ++i) {
     if (Check bad = UnpackValue(from.via.array.ptr[i], values[i], UINT64_MAX)) {
       return std::move(*bad).Under("[" + std::to_string(i) + "]");
+    }
+  }
+  return {};
+}
+
+// Runs of places, see pack.h.
+template <typename S>
+Check UnpackField(const msgpack::object& from, S& to,
+                  const Field<S, std::vector<TensorPlace>>& field) {
+  if (from.type != msgpack::type::ARRAY) return Failure::Here("is not an array");
+  std::vector<TensorPlace>& places = to.*field.member;
+  places.clear();
+  for (uint32_t i = 0; i < from.via.array.size; ++i) {
+    const msgpack::object& run = from.via.array.ptr[i];
+    const std::string index = "[" + std::to_string(i) + "]";
+    if (run.type != msgpack::type::ARRAY || run.via.array.size != 5) {
+      return Failure::Here("is not an array of 5 numbers").Under(index);
+    }
+    const msgpack::object* const values = run.via.array.ptr;
+    uint64_t count = 0;
+    TensorPlace place;
+    TensorPlace step;
+    Check bad = UnpackValue(values[0], count, field.max - places.size());
+    if (!bad) bad = UnpackValue(values[1], place.region, UINT32_MAX);
+    if (!bad) bad = UnpackValue(values[2], step.region, UINT32_MAX);
+    if (!bad) bad = UnpackValue(values[3], place.offset, UINT64_MAX);
+    if (!bad) bad = UnpackValue(values[4], step.offset, UINT64_MAX);
+    if (bad) return std::move(*bad).Under(index);
+    for (; count > 0; --count) {
+      places.push_back(place);
+      place.region += step.region;
+      place.offset += step.offset;
     }
   }
   return {};

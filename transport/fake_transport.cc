@@ -140,25 +140,12 @@ std::vector<FakeTransport::Word> FakeTransport::Words(const CopyPlan& plan,
                                                       const std::vector<LocalRegion>& to) {
   std::vector<Word> words;
   words.reserve(plan.bytes() / sizeof(uint64_t));
-  for (const CopyBox& box : plan.boxes) {
-    for (uint32_t p = box.first_pair; p < box.first_pair + box.num_pairs; ++p) {
-      const BlockPair& pair = plan.pairs[p];
-      for (uint32_t i = 0; i < box.outer.count; ++i) {
-        for (uint32_t j = 0; j < box.inner.count; ++j) {
-          const std::byte* src = from.at(box.src_region).data + box.src_offset +
-                                 static_cast<int64_t>(pair.src * plan.src_block_stride) +
-                                 i * box.outer.src_stride + j * box.inner.src_stride;
-          std::byte* dst = to.at(box.dst_region).data + box.dst_offset +
-                           static_cast<int64_t>(pair.dst * plan.dst_block_stride) +
-                           i * box.outer.dst_stride + j * box.inner.dst_stride;
-          for (uint64_t w = 0; w < box.run_bytes / sizeof(uint64_t); ++w) {
-            words.push_back(
-                {reinterpret_cast<const uint64_t*>(src) + w, reinterpret_cast<uint64_t*>(dst) + w});
-          }
-        }
-      }
-    }
-  }
+  ForEachRun(plan, [&](const CopyBox& box, const PlanRun& run) {
+    const auto* src = reinterpret_cast<const uint64_t*>(from.at(run.src_region).data + run.src);
+    auto* dst = reinterpret_cast<uint64_t*>(to.at(run.dst_region).data + run.dst);
+    for (uint64_t w = 0; w < box.run_bytes / sizeof(uint64_t); ++w)
+      words.push_back({src + w, dst + w});
+  });
   for (size_t i = words.size(); i > 1; --i) std::swap(words[i - 1], words[fabric_.Below(i)]);
   return words;
 }

@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <thread>
 
 #include "agent/table_hash.h"
 #include "base/random.h"
-#include "kvcache/copy_plan.h"
+#include "kvcache/plan_pull.h"
 #include "proto/codec.h"
 
 namespace kvrelay::integration {
@@ -110,13 +111,14 @@ Result<proto::Meta> DirectReader::GetMeta(const proto::ClaimRank& rank) {
 proto::PackedRead DirectReader::ReadFor(const proto::Ticket& ticket, const proto::ClaimRank& rank,
                                         const proto::Meta& meta) const {
   const proto::TicketPart& part = ticket.prompt;
+  std::vector<uint32_t> layers(rank.shard.layer_count);
+  std::iota(layers.begin(), layers.end(), rank.shard.layer_begin);
   return {.reader = engine_,
           .reader_incarnation = kOurIncarnation,
           .owner_incarnation = rank.incarnation,
           .lease = part.lease,
           .epoch = rank.epoch,
-          .shape = {.layer_begin = rank.shard.layer_begin,
-                    .layer_end = rank.shard.layer_begin + rank.shard.layer_count,
+          .shape = {.layers = std::move(layers),
                     .head_begin = rank.shard.head_begin,
                     .head_end = rank.shard.head_end(),
                     .tokens = {part.first_token, part.first_token + part.tokens},

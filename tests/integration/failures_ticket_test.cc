@@ -163,8 +163,9 @@ TEST_F(Tickets, PackedReadsOfWhatIsNotTheLeasesAreRefused) {
          r.shape.tokens = {5, 5};
        },
        Code::kRefused},
-      {"layers", [](auto& r) { ++r.shape.layer_end; }, Code::kRefused},
-      {"no layers", [](auto& r) { r.shape.layer_end = r.shape.layer_begin; }, Code::kRefused},
+      {"layers", [](auto& r) { r.shape.layers.push_back(r.shape.layers.back() + 1); },
+       Code::kRefused},
+      {"no layers", [](auto& r) { r.shape.layers.clear(); }, Code::kRefused},
       {"heads of rank 0", [](auto& r) { r.shape.head_begin = 0; }, Code::kRefused},
       {"heads behind", [](auto& r) { ++r.shape.head_end; }, Code::kRefused},
       {"row", [](auto& r) { r.shape.head_dim *= 2; }, Code::kIncompatible},

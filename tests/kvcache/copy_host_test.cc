@@ -29,19 +29,9 @@ std::vector<std::byte> RandomBytes(Random& random, size_t bytes) {
 
 // The definition in copy_plan.h, word for word.
 void CopyByDefinition(const CopyPlan& plan, const std::byte* src, std::byte* dst) {
-  for (const CopyBox& b : plan.boxes) {
-    for (uint32_t p = b.first_pair; p < b.first_pair + b.num_pairs; ++p) {
-      for (int64_t i = 0; i < b.outer.count; ++i) {
-        for (int64_t j = 0; j < b.inner.count; ++j) {
-          const auto from = static_cast<int64_t>(plan.pairs[p].src * plan.src_block_stride);
-          const auto to = static_cast<int64_t>(plan.pairs[p].dst * plan.dst_block_stride);
-          std::memcpy(dst + b.dst_offset + to + i * b.outer.dst_stride + j * b.inner.dst_stride,
-                      src + b.src_offset + from + i * b.outer.src_stride + j * b.inner.src_stride,
-                      b.run_bytes);
-        }
-      }
-    }
-  }
+  ForEachRun(plan, [&](const CopyBox& box, const PlanRun& run) {
+    std::memcpy(dst + run.dst, src + run.src, box.run_bytes);
+  });
 }
 
 void ExpectCopies(const CopyPlan& plan, const std::vector<std::byte>& src, size_t dst_bytes) {
@@ -59,14 +49,12 @@ void ExpectCopies(const CopyPlan& plan, const std::vector<std::byte>& src, size_
   FAIL() << "first difference at byte " << difference - got.begin();
 }
 
-CopyPlan OneRun(uint64_t run_bytes, int64_t src_offset, int64_t dst_offset) {
+CopyPlan OneRun(uint64_t run_bytes, uint64_t src_offset, uint64_t dst_offset) {
   CopyPlan plan;
-  plan.pairs = {{0, 0}};
   plan.boxes.resize(1);
-  plan.boxes[0].num_pairs = 1;
   plan.boxes[0].run_bytes = run_bytes;
-  plan.boxes[0].src_offset = src_offset;
-  plan.boxes[0].dst_offset = dst_offset;
+  plan.places = {{0, 0, src_offset, dst_offset}};
+  plan.segments = {{0, 0}};
   return plan;
 }
 
@@ -76,8 +64,8 @@ TEST(ExecuteCopy, EveryLengthAtEveryAlignment) {
   Random random(1);
   const std::vector<std::byte> src = RandomBytes(random, 1024);
   for (uint64_t run = 1; run <= 300; ++run) {
-    for (const int64_t from : {0, 1, 63}) {
-      for (const int64_t to : {0, 1, 31, 32, 63}) {
+    for (const uint64_t from : {0, 1, 63}) {
+      for (const uint64_t to : {0, 1, 31, 32, 63}) {
         SCOPED_TRACE(testing::Message() << run << " bytes from " << from << " to " << to);
         ExpectCopies(OneRun(run, from, to), src, 512);
         if (HasFatalFailure()) return;
@@ -121,7 +109,8 @@ class LargeCopy : public ::testing::Test {
 TEST_F(LargeCopy, OneLongRunIsShared) {
   Random random(2);
   const std::vector<std::byte> src = RandomBytes(random, (5 << 20) + 100);
-  for (const int64_t offset : {0, 7}) ExpectCopies(OneRun((5 << 20) + 13, 0, offset), src, 6 << 20);
+  for (const uint64_t offset : {0, 7})
+    ExpectCopies(OneRun((5 << 20) + 13, 0, offset), src, 6 << 20);
 }
 
 TEST_F(LargeCopy, BoxesOfAllSortsOfRuns) {
@@ -134,26 +123,21 @@ TEST_F(LargeCopy, BoxesOfAllSortsOfRuns) {
       SCOPED_TRACE(testing::Message()
                    << "KVRELAY_SEED=" << seed << " run " << run << " gap " << gap);
       // Blocks of 2 x 3 runs in the source, 3 x 2 in the destination.
-      const int64_t step = run + gap;
-      const uint64_t block = 6 * static_cast<uint64_t>(step);
+      const uint64_t step = run + gap;
+      const uint64_t block = 6 * step;
       const auto blocks = static_cast<uint32_t>(kPayload / 2 / (6 * run) + 1);
       CopyPlan plan;
-      plan.src_block_stride = block;
-      plan.dst_block_stride = block;
       std::vector<uint32_t> order(blocks);
       std::iota(order.begin(), order.end(), 0);
       std::shuffle(order.begin(), order.end(), random);
-      for (uint32_t i = 0; i < blocks; ++i) plan.pairs.push_back({i, order[i]});
-      for (int64_t tensor = 0; tensor < 2; ++tensor) {
-        CopyBox box;
-        box.src_offset = tensor * static_cast<int64_t>(blocks * block);
-        box.dst_offset = box.src_offset;
-        box.inner = {3, 2 * step, step};
-        box.outer = {2, step, 3 * step};
-        box.run_bytes = run;
-        box.num_pairs = blocks;
-        plan.boxes.push_back(box);
-      }
+      for (uint32_t i = 0; i < blocks; ++i) plan.segments.push_back({i * block, order[i] * block});
+      plan.places = {{}, {0, 0, blocks * block, blocks * block}};
+      plan.boxes.resize(1);
+      plan.boxes[0].num_places = 2;
+      plan.boxes[0].inner = {3, 2 * step, step};
+      plan.boxes[0].outer = {2, step, 3 * step};
+      plan.boxes[0].run_bytes = run;
+      plan.boxes[0].num_segments = blocks;
       ASSERT_LE(2 * blocks * block, src.size());
       ExpectCopies(plan, src, 2 * blocks * block);
       if (HasFatalFailure()) return;

@@ -14,11 +14,17 @@ using ::testing::HasSubstr;
 KvLayout Small() { return KvLayout::Dense(KvFormat::kNhd, DType::kBf16, 3, 4, 32, 16, 10); }
 
 TEST(KvLayout, NamesAndSizesGoBothWays) {
-  for (const DType dtype : {DType::kFp32, DType::kFp16, DType::kBf16}) {
+  for (const auto& [dtype, size] : std::vector<std::pair<DType, uint32_t>>{{DType::kFp32, 4},
+                                                                           {DType::kFp16, 2},
+                                                                           {DType::kBf16, 2},
+                                                                           {DType::kFp8E4m3, 1},
+                                                                           {DType::kFp8E5m2, 1},
+                                                                           {DType::kInt8, 1}}) {
     EXPECT_EQ(DTypeFromName(DTypeName(dtype)).value(), dtype);
-    EXPECT_EQ(SizeOf(dtype), dtype == DType::kFp32 ? 4U : 2U);
+    EXPECT_EQ(SizeOf(dtype), size);
   }
-  for (const KvFormat format : {KvFormat::kNhd, KvFormat::kHnd, KvFormat::kMla}) {
+  for (const KvFormat format :
+       {KvFormat::kNhd, KvFormat::kHnd, KvFormat::kMla, KvFormat::kOpaque}) {
     EXPECT_EQ(KvFormatFromName(KvFormatName(format)).value(), format);
   }
   EXPECT_THAT(DTypeFromName("fp8").error().message(), AllOf(HasSubstr("fp8"), HasSubstr("bf16")));

@@ -92,10 +92,9 @@ Counts ReadAgainAndAgain(const Owner& owner, const MappedRegion& peer, uint64_t 
   const std::byte* const src[] = {peer.data()};
   std::byte* const dst[] = {copy.data()};
   CopyPlan plan;
-  plan.src_block_stride = plan.dst_block_stride = kBlockBytes;
-  plan.pairs = {{0, 0}};
+  plan.places.resize(1);
+  plan.segments.resize(1);
   plan.boxes.resize(1);
-  plan.boxes[0].num_pairs = 1;
   plan.boxes[0].run_bytes = kRowBytes;
   const auto deadline = std::chrono::steady_clock::now() + limit;
   while (counts.accepted + counts.rejected < kReads || counts.accepted == 0 ||

@@ -1,10 +1,10 @@
+#include "kvcache/plan_pull.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <functional>
 #include <numeric>
-
-#include "kvcache/copy_plan.h"
 
 namespace kvrelay {
 namespace {
@@ -32,15 +32,14 @@ struct Shape {
   CopyDim outer;
   CopyDim inner;
   uint64_t run_bytes;
-  uint32_t first_pair;
-  uint32_t num_pairs;
+  uint32_t segments;
   bool operator==(const Shape&) const = default;
 };
 
 void PrintTo(const Shape& s, std::ostream* out) {
   *out << "outer " << s.outer.count << " (" << s.outer.src_stride << " -> " << s.outer.dst_stride
        << "), inner " << s.inner.count << " (" << s.inner.src_stride << " -> " << s.inner.dst_stride
-       << "), run " << s.run_bytes << ", pairs " << s.first_pair << " + " << s.num_pairs;
+       << "), run " << s.run_bytes << ", segments " << s.segments;
 }
 
 struct Case {
@@ -74,17 +73,16 @@ TEST_P(PlanPullShape, IsAsFewBoxesAndAsLongRunsAsTheLayoutsAllow) {
   EXPECT_TRUE(plan->Validate(owner_bytes, reader_bytes).ok());
   EXPECT_EQ(plan->bytes(),
             uint64_t{c.tokens.size()} * (c.head_end - c.head_begin) * kRow * 2 * kLayers);
-  ASSERT_EQ(plan->boxes.size(), c.shapes.size() * 2 * kLayers);
-  for (size_t i = 0; i < plan->boxes.size(); ++i) {
-    const CopyBox& b = plan->boxes[i];
-    EXPECT_EQ((Shape{b.outer, b.inner, b.run_bytes, b.first_pair, b.num_pairs}),
-              c.shapes[i / (2 * kLayers)])
-        << "box " << i;
+  std::vector<Shape> shapes;
+  for (const CopyBox& b : plan->boxes) {
+    EXPECT_EQ(b.num_places, 2 * kLayers);
+    shapes.push_back({b.outer, b.inner, b.run_bytes, b.num_segments});
   }
+  EXPECT_EQ(shapes, c.shapes);
 }
 
-constexpr int64_t kNhdToken = kHeads * kRow;  // of a rank that holds all heads
-constexpr int64_t kHndHead = kBlock * kRow;
+constexpr uint64_t kNhdToken = kHeads * kRow;  // of a rank that holds all heads
+constexpr uint64_t kHndHead = kBlock * kRow;
 const CopyDim kOne;
 
 const Case kCases[] = {
@@ -94,87 +92,86 @@ const Case kCases[] = {
      0,
      4,
      {0, 32},
-     {{kOne, kOne, kBlock* kHeads* kRow, 0, 2}}},
+     {{kOne, kOne, kBlock* kHeads* kRow, 2}}},
     {"HndToHndIsOneRunABlock",
      {KvFormat::kHnd, 1, 0, {7, 3}},
      {KvFormat::kHnd, 1, 0, {1, 2}},
      0,
      4,
      {0, 32},
-     {{kOne, kOne, kBlock* kHeads* kRow, 0, 2}}},
+     {{kOne, kOne, kBlock* kHeads* kRow, 2}}},
     {"NhdToHndWritesTokensInOrder",
      {KvFormat::kNhd, 1, 0, {7, 3}},
      {KvFormat::kHnd, 1, 0, {1, 2}},
      0,
      4,
      {0, 32},
-     {{{kHeads, kRow, kHndHead}, {kBlock, kNhdToken, kRow}, kRow, 0, 2}}},
+     {{{kHeads, kRow, kHndHead}, {kBlock, kNhdToken, kRow}, kRow, 2}}},
     {"HndToNhdWritesHeadsInOrder",
      {KvFormat::kHnd, 1, 0, {7, 3}},
      {KvFormat::kNhd, 1, 0, {1, 2}},
      0,
      4,
      {0, 32},
-     {{{kBlock, kRow, kNhdToken}, {kHeads, kHndHead, kRow}, kRow, 0, 2}}},
+     {{{kBlock, kRow, kNhdToken}, {kHeads, kHndHead, kRow}, kRow, 2}}},
     {"OneOwnerTwoReadersNhd",
      {KvFormat::kNhd, 1, 0, {7, 3}},
      {KvFormat::kNhd, 2, 1, {1, 2}},
      2,
      4,
      {0, 32},
-     {{kOne, {kBlock, kNhdToken, kNhdToken / 2}, 2 * kRow, 0, 2}}},
+     {{kOne, {kBlock, kNhdToken, kNhdToken / 2}, 2 * kRow, 2}}},
     {"OneOwnerTwoReadersHndIsOneRun",
      {KvFormat::kHnd, 1, 0, {7, 3}},
      {KvFormat::kHnd, 2, 1, {1, 2}},
      2,
      4,
      {0, 32},
-     {{kOne, kOne, 2 * kBlock* kRow, 0, 2}}},
+     {{kOne, kOne, 2 * kBlock* kRow, 2}}},
     {"FourOwnersOneReaderNhd",
      {KvFormat::kNhd, 4, 3, {7, 3}},
      {KvFormat::kNhd, 1, 0, {1, 2}},
      3,
      4,
      {0, 32},
-     {{kOne, {kBlock, kRow, kNhdToken}, kRow, 0, 2}}},
+     {{kOne, {kBlock, kRow, kNhdToken}, kRow, 2}}},
     {"ReplicatedHeadsOnBothSides",
      {KvFormat::kNhd, 8, 7, {7, 3}},
      {KvFormat::kHnd, 8, 6, {1, 2}},
      3,
      4,
      {0, 32},
-     {{kOne, kOne, kBlock* kRow, 0, 2}}},
+     {{kOne, kOne, kBlock* kRow, 2}}},
     {"InsideOneBlock",
      {KvFormat::kNhd, 1, 0, {7}},
      {KvFormat::kNhd, 1, 0, {1}},
      0,
      4,
      {3, 9},
-     {{kOne, kOne, 6 * kHeads* kRow, 0, 1}}},
+     {{kOne, kOne, 6 * kHeads* kRow, 1}}},
     {"BeginsAndEndsInsideBlocks",
      {KvFormat::kNhd, 1, 0, {7, 3, 9, 4}},
      {KvFormat::kNhd, 1, 0, {1, 2, 5, 6}},
      0,
      4,
      {5, 50},
-     {{kOne, kOne, 11 * kHeads* kRow, 0, 1},
-      {kOne, kOne, 16 * kHeads* kRow, 1, 2},
-      {kOne, kOne, 2 * kHeads* kRow, 3, 1}}},
+     {{kOne, kOne, 16 * kHeads* kRow, 2},
+      {kOne, kOne, 11 * kHeads* kRow, 1},
+      {kOne, kOne, 2 * kHeads* kRow, 1}}},
     {"TwoPartBlocksAndNoWholeOne",
      {KvFormat::kHnd, 1, 0, {7, 3}},
      {KvFormat::kHnd, 1, 0, {1, 2}},
      0,
      4,
      {15, 17},
-     {{kOne, {kHeads, kHndHead, kHndHead}, kRow, 0, 1},
-      {kOne, {kHeads, kHndHead, kHndHead}, kRow, 1, 1}}},
+     {{kOne, {kHeads, kHndHead, kHndHead}, kRow, 2}}},
     {"TokensBeginLaterInOneTable",
      {KvFormat::kNhd, 1, 0, {7, 3, 9}, 32},
      {KvFormat::kNhd, 1, 0, {90, 91, 92, 93, 94}, 0},
      0,
      4,
      {48, 80},
-     {{kOne, kOne, kBlock* kHeads* kRow, 0, 2}}},
+     {{kOne, kOne, kBlock* kHeads* kRow, 2}}},
     {"EmptyRangeIsAnEmptyPlan",
      {KvFormat::kNhd, 1, 0, {7, 3}},
      {KvFormat::kNhd, 1, 0, {1, 2}},
@@ -195,8 +192,9 @@ TEST(PlanPull, PairsFollowBothTablesFromTheFirstTokenOn) {
   const auto plan =
       PlanPull({layout, shard, {owner, 32}}, {layout, shard, {reader, 0}}, 0, 1, {50, 80});
   ASSERT_TRUE(plan.has_value());
-  EXPECT_EQ(plan->pairs, (std::vector<BlockPair>{{3, 93}, {9, 94}}));
-  EXPECT_EQ(plan->boxes[0].src_offset, 2 * static_cast<int64_t>(kRow));
+  EXPECT_EQ(plan->segments,
+            (std::vector<CopySegment>{{9 * kBlock * kRow, 94 * kBlock * kRow},
+                                      {(3 * kBlock + 2) * kRow, (93 * kBlock + 2) * kRow}}));
 }
 
 TEST(PlanPull, BoxesDoNotGrowWithBlocks) {
@@ -210,8 +208,9 @@ TEST(PlanPull, BoxesDoNotGrowWithBlocks) {
   const auto plan = PlanPull({layout, shard, {blocks}}, {other, shard, {blocks}}, 0, kHeads,
                              {1, 10000 * kBlock - 1});
   ASSERT_TRUE(plan.has_value());
-  EXPECT_EQ(plan->boxes.size(), 3 * 2 * kLayers);
-  EXPECT_EQ(plan->pairs.size(), 10000U);
+  EXPECT_EQ(plan->boxes.size(), 2U) << "whole blocks, and two of 15 tokens";
+  EXPECT_EQ(plan->places.size(), 2 * kLayers);
+  EXPECT_EQ(plan->segments.size(), 10000U);
   EXPECT_EQ(plan->slices(), (10000U * kBlock - 2) * kHeads * 2 * kLayers);
 }
 
@@ -222,7 +221,8 @@ TEST(PlanPull, MlaIsOneHeadWithoutV) {
   const std::vector<BlockId> blocks = {4, 2};
   const auto plan = PlanPull({layout, owner, {blocks}}, {layout, reader, {blocks}}, 0, 1, {0, 32});
   ASSERT_TRUE(plan.has_value()) << plan.error().ToString();
-  EXPECT_EQ(plan->boxes.size(), 3U);
+  ASSERT_EQ(plan->boxes.size(), 1U);
+  EXPECT_EQ(plan->places.size(), 3U);
   EXPECT_EQ(plan->boxes[0].run_bytes, kBlock * 576 * 2U);
 }
 
@@ -236,9 +236,8 @@ TEST(PlanPull, PipelineStagesMeetInTheLayersOfBoth) {
   const std::vector<BlockId> blocks = {4};
   auto plan = PlanPull({two, owner, {blocks}}, {three, reader, {blocks}}, 0, 1, {0, 16});
   ASSERT_TRUE(plan.has_value()) << plan.error().ToString();
-  ASSERT_EQ(plan->boxes.size(), 2U);
-  EXPECT_EQ(plan->boxes[0].src_offset, static_cast<int64_t>(two.k[1].offset));
-  EXPECT_EQ(plan->boxes[0].dst_offset, static_cast<int64_t>(three.k[0].offset));
+  EXPECT_EQ(plan->places, (std::vector<CopyPlace>{{0, 0, two.k[1].offset, three.k[0].offset},
+                                                  {0, 0, two.v[1].offset, three.v[0].offset}}));
 
   reader.layer_begin = 3;
   plan = PlanPull({two, owner, {blocks}}, {three, reader, {blocks}}, 0, 1, {0, 16});
@@ -288,10 +287,6 @@ TEST_P(PlanPullRefuses, WithBothSidesValues) {
 }
 
 const Refusal kRefusals[] = {
-    {"BlockSize", [](Pull& p) { p.reader.block_size = 8; }, Code::kIncompatible,
-     "block size: owner has 16, reader 8"},
-    {"DType", [](Pull& p) { p.reader.dtype = DType::kBf16; }, Code::kIncompatible,
-     "dtype: owner has fp32, reader bf16"},
     {"HeadDim", [](Pull& p) { p.reader.head_dim = 64; }, Code::kIncompatible,
      "head dim: owner has 32, reader 64"},
     {"Mla", [](Pull& p) { p.reader.v.clear(), p.reader.format = KvFormat::kMla; },

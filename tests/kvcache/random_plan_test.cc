@@ -5,7 +5,8 @@
 #include <algorithm>
 
 #include "kvcache/copy_host.h"
-#include "kvcache/copy_plan.h"
+#include "kvcache/plan_pull.h"
+#include "kvcache/stream_chunks.h"
 #include "tests/kvcache/test_cache.h"
 
 namespace kvrelay {
@@ -82,11 +83,6 @@ TestCache RandomCache(Random& random, const Scene& scene, const KvShard& shard) 
   return TestCache(std::move(layout), shard, kUntouched);
 }
 
-// The layers that both hold.
-TokenRange CommonLayers(const KvShard& a, const KvShard& b) {
-  return {std::max(a.layer_begin, b.layer_begin), std::min(a.layer_end(), b.layer_end())};
-}
-
 void Pull(const TestCache& owner, TableView owner_table, TestCache& reader, TableView reader_table,
           const PullSource& source, TokenRange tokens) {
   const auto plan = PlanPull(owner.Side(owner_table), reader.Side(reader_table), source.head_begin,
@@ -102,7 +98,7 @@ void Pull(const TestCache& owner, TableView owner_table, TestCache& reader, Tabl
 // The bytes of the canonical stream, by its definition.
 std::vector<std::byte> TrueStream(const StreamShape& shape) {
   std::vector<std::byte> stream;
-  for (uint32_t layer = shape.layer_begin; layer < shape.layer_end; ++layer) {
+  for (const uint32_t layer : shape.layers) {
     for (const bool v : {false, true}) {
       if (v && !shape.has_v) continue;
       for (uint32_t head = shape.head_begin; head < shape.head_end; ++head) {
@@ -119,16 +115,10 @@ std::vector<std::byte> TrueStream(const StreamShape& shape) {
 
 void PullPacked(Random& random, const TestCache& owner, TableView owner_table, TestCache& reader,
                 TableView reader_table, const PullSource& source, TokenRange tokens) {
-  const TokenRange layers = CommonLayers(owner.shard(), reader.shard());
-  StreamShape shape;
-  shape.layer_begin = layers.begin;
-  shape.layer_end = layers.end;
-  shape.head_begin = source.head_begin;
-  shape.head_end = source.head_end;
-  shape.tokens = tokens;
-  shape.dtype = owner.layout().dtype;
-  shape.head_dim = owner.layout().head_dim;
-  shape.has_v = owner.layout().has_v();
+  const auto shapes =
+      StreamsOf(owner.Side(owner_table), reader.Side(reader_table), source, tokens).value();
+  ASSERT_EQ(shapes.size(), 1U);
+  const StreamShape& shape = shapes[0];
   const auto most = static_cast<uint32_t>(std::min<uint64_t>(shape.bytes() + 8, 1U << 14));
   const auto least = static_cast<uint32_t>(std::max<uint64_t>(shape.row_bytes(), most / 8));
   const auto chunks = StreamChunks::Make(shape, Pick(random, least, std::max(least, most))).value();

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "kvcache/copy_plan.h"
 #include "kvcache/layout.h"
+#include "kvcache/plan_pull.h"
 #include "kvcache/shard.h"
 #include "tests/kvcache/seed.h"
 

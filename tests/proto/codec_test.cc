@@ -158,10 +158,31 @@ TEST(Codec, NamesTheWholePathOfANestedField) {
   meta.table_hash_key = std::string(16, 'k');
   meta.layout.k.resize(2);
   bytes = Encode(meta);
-  const size_t offset = bytes.find("offset\0", bytes.find("offset") + 6, 7);
-  ASSERT_NE(offset, std::string::npos);
-  bytes[offset + 6] = '\xff';  // -1
-  EXPECT_EQ(Why<Meta>(bytes), Expected<Meta>("layout.k[1].offset", "is not a number >= 0"));
+  const std::string run("\x95\x02\0\0\0\0", 6);
+  const size_t place = bytes.find(run);
+  ASSERT_NE(place, std::string::npos);
+  bytes[place + 4] = '\xff';  // -1
+  EXPECT_EQ(Why<Meta>(bytes), Expected<Meta>("layout.k[0]", "is not a number >= 0"));
+}
+
+TEST(Codec, PlacesOfTensorsTravelAsRuns) {
+  KvLayout layout;
+  const size_t empty = Encode(layout).size();
+  for (uint64_t i = 0; i < 80; ++i) {
+    layout.k.push_back({3, (uint64_t{1} << 40) - i * 4096});
+    layout.v.push_back({static_cast<RegionId>(i), 512});
+  }
+  std::string bytes = Encode(layout);
+  EXPECT_LE(bytes.size() - empty, 48U);
+  EXPECT_EQ(Decode<KvLayout>(bytes).value(), layout);
+  layout.k[40].offset += 64;
+  EXPECT_EQ(Decode<KvLayout>(Encode(layout)).value(), layout);
+
+  layout.k.resize(kMaxLayers);
+  EXPECT_EQ(Why<KvLayout>(Encode(layout)), "it decodes");
+  layout.k.emplace_back();
+  EXPECT_EQ(Why<KvLayout>(Encode(layout)).substr(0, 48),
+            Expected<KvLayout>("k[3]", "is 945, more than 944").substr(0, 48));
 }
 
 TEST(Codec, NumbersAreExactAndBounded) {

@@ -40,6 +40,11 @@ void FillValue(Random& random, M& value, uint64_t max) {
     value = random() % 2 == 0;
   } else if constexpr (std::is_same_v<M, double>) {
     value = static_cast<double>(static_cast<int64_t>(random())) / 1024;
+  } else if constexpr (std::is_same_v<M, float>) {
+    value = static_cast<float>(static_cast<int32_t>(random())) / 1024;
+  } else if constexpr (std::is_same_v<M, TensorPlace>) {
+    value.region = static_cast<uint32_t>(random() % 3);
+    value.offset = RandomNumber(random, UINT64_MAX);
   } else if constexpr (std::is_unsigned_v<M>) {
     value = static_cast<M>(
         RandomNumber(random, std::min<uint64_t>(max, std::numeric_limits<M>::max())));
@@ -105,7 +110,7 @@ using AllMessages =
                 Claim, ClaimReply, Release, Heartbeat, HeartbeatReply, PackedRead, PackedCancel,
                 Pull, PullReply, Drop, Describe, DescribeReply, PingReply, HealthReply, Prefill,
                 PrefillReply, Generate, GenerateReply, CancelRequest, TicketPart, ClaimRank,
-                TransportAddress, RegionInfo, TensorPlace, TokenRange, KvLayout, KvShard,
-                StreamShape>;
+                TransportAddress, RegionInfo, TokenRange, KvKind, KvScales, KvLayout, KvHeads,
+                KvShard, StreamShape>;
 
 }  // namespace kvrelay::proto

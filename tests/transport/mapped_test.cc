@@ -28,8 +28,8 @@ constexpr uint64_t kKvBytes = 8 << 20;
 // ever see the end of.
 CopyPlan Endless() {
   CopyPlan plan = Contiguous(0, 4 << 20);
-  plan.pairs.assign(1'000'000, {0, 0});
-  plan.boxes[0].num_pairs = static_cast<uint32_t>(plan.pairs.size());
+  plan.segments.assign(1'000'000, {0, 0});
+  plan.boxes[0].num_segments = static_cast<uint32_t>(plan.segments.size());
   return plan;
 }
 
@@ -387,7 +387,7 @@ TEST_F(MappedTest, ManyRegionsCrossInBatches) {
   ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
   for (const RegionId id : {0U, 31U, 32U, 64U, 99U}) {
     CopyPlan plan = Contiguous(0, 4096);
-    plan.boxes[0].src_region = id;
+    plan.places[0].src_region = id;
     ASSERT_TRUE(Read(reader, *peer, plan, {0, 0}).status.ok());
     EXPECT_EQ(reader.kv()[4095], static_cast<std::byte>(id));
   }

@@ -27,13 +27,10 @@ uint64_t HashOf(uint32_t slot) { return 0xabcdef00ULL + slot; }
 
 CopyPlan OneBox(int64_t src, int64_t dst, uint64_t bytes) {
   CopyPlan plan;
-  CopyBox box;
-  box.src_offset = src;
-  box.dst_offset = dst;
-  box.run_bytes = bytes;
-  box.num_pairs = 1;
-  plan.boxes.push_back(box);
-  plan.pairs.push_back({0, 0});
+  plan.boxes.resize(1);
+  plan.boxes[0].run_bytes = bytes;
+  plan.places.push_back({0, 0, static_cast<uint64_t>(src), static_cast<uint64_t>(dst)});
+  plan.segments.push_back({0, 0});
   return plan;
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <random>
 #include <vector>
@@ -15,23 +16,23 @@ constexpr uint64_t kRegionBytes = 1 << 16;
 
 // A plan whose destination runs do not overlap, small enough for the region.
 CopyPlan RandomPlan(std::mt19937_64& random) {
-  const auto below = [&](uint64_t n) { return random() % n; };
+  const auto below = [&](uint32_t n) { return static_cast<uint32_t>(random() % n); };
   CopyPlan plan;
-  plan.src_block_stride = 1024;
-  plan.dst_block_stride = 2048;
-  const size_t pairs = 1 + below(8);
-  for (size_t i = 0; i < pairs; ++i) {
-    plan.pairs.push_back({static_cast<uint32_t>(below(16)), static_cast<uint32_t>(i)});
-  }
-  for (size_t i = 0; i < 1 + below(3); ++i) {
+  const uint32_t segments = 1 + below(8);
+  for (uint32_t i = 0; i < segments; ++i) plan.segments.push_back({1024 * below(16), 2048 * i});
+  const uint32_t boxes = 1 + below(3);
+  for (uint32_t i = 0; i < boxes; ++i) {
     CopyBox box;
-    box.outer = {static_cast<uint32_t>(1 + below(4)), static_cast<int64_t>(below(64)), 128};
-    box.inner = {static_cast<uint32_t>(1 + below(4)), static_cast<int64_t>(below(64)), 32};
+    box.outer = {1 + below(4), below(64), 128};
+    box.inner = {1 + below(4), below(64), 32};
     box.run_bytes = 1 + below(32);
-    box.src_offset = static_cast<int64_t>(below(512));
-    box.dst_offset = static_cast<int64_t>(i * 512);
-    box.first_pair = static_cast<uint32_t>(below(pairs));
-    box.num_pairs = static_cast<uint32_t>(1 + below(pairs - box.first_pair));
+    box.first_place = static_cast<uint32_t>(plan.places.size());
+    box.num_places = 1 + below(2);
+    for (uint64_t p = 0; p < box.num_places; ++p) {
+      plan.places.push_back({0, 0, below(512), i * 512 + p * 16384});
+    }
+    box.first_segment = below(segments);
+    box.num_segments = 1 + below(segments - box.first_segment);
     plan.boxes.push_back(box);
   }
   return plan;
@@ -61,7 +62,7 @@ TEST(PlanCursorTest, StepsOfAnySizeCopyWhatThePlanCopies) {
       while (!cursor.done()) {
         const uint64_t copied = cursor.Step(step, sources, gots);
         ASSERT_GT(copied, 0U);
-        ASSERT_LE(copied, step);
+        ASSERT_LE(copied, std::max<uint64_t>(step, 32));  // a run
         bytes += copied;
       }
       ASSERT_EQ(bytes, plan.bytes());
@@ -73,7 +74,7 @@ TEST(PlanCursorTest, StepsOfAnySizeCopyWhatThePlanCopies) {
 TEST(PlanCursorTest, AnEmptyPlanIsDone) {
   EXPECT_TRUE(PlanCursor({}).done());
   CopyPlan plan;
-  plan.boxes.resize(3);  // without pairs
+  plan.places.resize(3);
   EXPECT_TRUE(PlanCursor(plan).done());
 }
 

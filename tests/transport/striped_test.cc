@@ -111,11 +111,11 @@ class StripedTest : public testing::Test {
   OpId Receive(PeerHandle peer, uint32_t chunks) {
     return striped_->StartPackedReceive(peer, 1, Chunks(chunks), {}, In(seconds(1)), Collect());
   }
-  // The plan of chunk c has c + 1 pairs.
+  // The plan of chunk c has c + 1 segments.
   static StreamPlan Chunks(uint32_t chunks) {
     return {chunks, 4096, [](uint32_t chunk) -> Result<CopyPlan> {
               CopyPlan plan;
-              plan.pairs.resize(chunk + 1);
+              plan.segments.resize(chunk + 1);
               return plan;
             }};
   }
@@ -159,13 +159,13 @@ TEST(StripeOfTest, DealsEachChunkOnce) {
       std::multiset<size_t> dealt;
       const StreamPlan whole{chunks, 1, [](uint32_t chunk) -> Result<CopyPlan> {
                                CopyPlan plan;
-                               plan.pairs.resize(chunk);
+                               plan.segments.resize(chunk);
                                return plan;
                              }};
       for (uint32_t rail = 0; rail < rails; ++rail) {
         const StreamPlan stripe = StripeOf(whole, rail, rails);
         for (uint32_t i = 0; i < stripe.chunks; ++i) {
-          dealt.insert(stripe.plan_chunk(i)->pairs.size());
+          dealt.insert(stripe.plan_chunk(i)->segments.size());
         }
       }
       std::multiset<size_t> all;
@@ -260,7 +260,7 @@ TEST_F(StripedTest, AReadersRailsDecideHowAStreamIsSent) {
   EXPECT_EQ(rails_[1]->started[1].reader, "r1");
   EXPECT_EQ(rails_[0]->started[2].reader, "r2");
   EXPECT_EQ(rails_[0]->started[1].plan.chunks, 3U);
-  EXPECT_EQ(rails_[0]->started[2].plan.plan_chunk(1)->pairs.size(), 6U) << "chunk 5";
+  EXPECT_EQ(rails_[0]->started[2].plan.plan_chunk(1)->segments.size(), 6U) << "chunk 5";
   striped_->StartPackedSend({"reader", "garbage", {}, 1}, 2, Chunks(7), nullptr, {}, In(seconds(1)),
                             Collect());
   control_.RunFor(std::chrono::milliseconds(1));

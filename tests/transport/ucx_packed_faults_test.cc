@@ -158,7 +158,7 @@ TEST_F(UcxPackedFaultsTest, SidesThatCutDifferentlyFailClearly) {
   StreamPlan beyond = SendPlan(4, kChunk);
   beyond.plan_chunk = [inner = beyond.plan_chunk](uint32_t chunk) {
     auto plan = inner(chunk);
-    if (chunk == 2) plan->boxes[0].src_offset = static_cast<int64_t>(kKvBytes) - 8;
+    if (chunk == 2) plan->places[0].src_offset = kKvBytes - 8;
     return plan;
   };
   const auto [received, sent] = exchange(5, beyond);

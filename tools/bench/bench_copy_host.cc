@@ -64,9 +64,9 @@ Rates Summarise(const std::vector<double>& values) {
 void MemcpySlices(const CopyPlan& plan, const std::byte* src, std::byte* dst) {
   const uint64_t run = plan.boxes[0].run_bytes;
   const uint64_t grain = std::max<uint64_t>(1, (uint64_t{1} << 20) / run);
-  ParallelFor(plan.pairs.size(), grain, [&](size_t begin, size_t end) {
+  ParallelFor(plan.segments.size(), grain, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
-      std::memcpy(dst + plan.pairs[i].dst * run, src + plan.pairs[i].src * run, run);
+      std::memcpy(dst + plan.segments[i].dst, src + plan.segments[i].src, run);
     }
   });
 }
@@ -92,19 +92,18 @@ Row Measure(const Options& options, const MappedRegion& src, const Region& dst, 
   std::shuffle(to.begin(), to.end(), random);
 
   CopyPlan plan;
-  plan.src_block_stride = slice;
-  plan.dst_block_stride = slice;
   plan.boxes.resize(1);
   plan.boxes[0].run_bytes = slice;
-  plan.boxes[0].num_pairs = static_cast<uint32_t>(slices);
-  plan.pairs.resize(slices);
+  plan.boxes[0].num_segments = static_cast<uint32_t>(slices);
+  plan.places.resize(1);
+  plan.segments.resize(slices);
   const std::byte* const src_bases[] = {src.data()};
   std::byte* const dst_bases[] = {dst.data()};
 
   uint64_t next = 0;
   const auto choose_slices = [&] {
-    for (BlockPair& pair : plan.pairs) {
-      pair = {from[next], to[next]};
+    for (CopySegment& segment : plan.segments) {
+      segment = {from[next] * slice, to[next] * slice};
       next = (next + 1) % places;
     }
   };

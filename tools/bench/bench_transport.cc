@@ -88,6 +88,12 @@ void ReadAll(int fd, void* data, size_t bytes) {
 }
 
 // Where slice i lies on the owner's and on the reader's side; the same in both processes.
+// Numbers of slices.
+struct BlockPair {
+  uint32_t src = 0;
+  uint32_t dst = 0;
+};
+
 std::vector<BlockPair> Scatter(uint64_t region_bytes, uint64_t slice, uint64_t bytes) {
   std::vector<uint32_t> from(region_bytes / slice);
   std::iota(from.begin(), from.end(), 0);
@@ -100,14 +106,13 @@ std::vector<BlockPair> Scatter(uint64_t region_bytes, uint64_t slice, uint64_t b
   return pairs;
 }
 
-CopyPlan PlanOf(std::vector<BlockPair> pairs, uint64_t slice) {
+CopyPlan PlanOf(const std::vector<BlockPair>& pairs, uint64_t slice) {
   CopyPlan plan;
-  plan.src_block_stride = slice;
-  plan.dst_block_stride = slice;
   plan.boxes.resize(1);
   plan.boxes[0].run_bytes = slice;
-  plan.boxes[0].num_pairs = static_cast<uint32_t>(pairs.size());
-  plan.pairs = std::move(pairs);
+  plan.boxes[0].num_segments = static_cast<uint32_t>(pairs.size());
+  plan.places.resize(1);
+  for (const BlockPair& pair : pairs) plan.segments.push_back({pair.src * slice, pair.dst * slice});
   return plan;
 }
 
@@ -121,7 +126,7 @@ StreamPlan StreamOf(std::vector<BlockPair> pairs, uint64_t slice, bool pack) {
             std::vector<BlockPair> part(pairs.begin() + static_cast<ptrdiff_t>(begin),
                                         pairs.begin() + static_cast<ptrdiff_t>(end));
             for (uint32_t i = 0; i < part.size(); ++i) (pack ? part[i].dst : part[i].src) = i;
-            return PlanOf(std::move(part), slice);
+            return PlanOf(part, slice);
           }};
 }
 
