@@ -2,6 +2,7 @@
 // at the old address.
 #include <gmock/gmock.h>
 
+#include <cstdlib>
 #include <optional>
 #include <thread>
 
@@ -145,24 +146,51 @@ TEST_F(PrefillKilled, OneOfTwoWhileItComputesTheOtherAnswers) {
   ExpectIdle(survivor);
 }
 
-class PrefillRestarted : public FailureStory, public ::testing::WithParamInterface<std::string> {};
+struct Restart {
+  std::string transport;
+  bool same_pid = false;
+};
+
+class PrefillRestarted : public FailureStory, public ::testing::WithParamInterface<Restart> {};
 
 TEST_P(PrefillRestarted, AtTheSameAddressIsFoundWithoutARestartOfDecode) {
-  const std::string transport = "--transport=" + GetParam();
-  const std::string engine_id = "--engine_id=00112233445566778899aabbccddeeff";
-  Daemon& before = StartPrefill({transport, engine_id, "--tp=2"});
+  const std::string transport = "--transport=" + GetParam().transport;
+  const Args flags = {transport, "--engine_id=00112233445566778899aabbccddeeff", "--tp=2"};
+  // In a process namespace of its own each daemon is number 1.
+  const Args launcher = {"/usr/bin/unshare", "--pid", "--fork", "--kill-child", "--mount-proc"};
+  const std::string all = launcher[0] + " --pid --fork --mount-proc true 2>/dev/null";
+  if (GetParam().same_pid && std::system(all.c_str()) != 0) {
+    GTEST_SKIP() << "no right to make namespaces here";
+  }
+  if (GetParam().same_pid) LaunchBy(launcher);
+  Daemon& before = StartPrefill(flags);
+  LaunchBy({});
   Daemon& decode = StartDecode({&before}, {transport});
   ExpectServes(decode, 1);
   const std::string old_incarnation = Look(before)["engine"]["incarnation"];
+  const Args under_way = Ask(1500, 8, 2);
+  RunningCli asking = StartGenerate(decode, under_way);
+  ASSERT_TRUE(Eventually("a lease lives", [&] { return !Look(before)["leases"].empty(); }));
   before.Kill();
+  ASSERT_TRUE(Eventually("its port is free", [&] { return Look(before).is_null(); }));
+
   // The same engine at the same address: only its incarnation tells it from the one before.
-  Daemon& after = StartPrefill({transport, engine_id, "--tp=2", "--listen=" + before.endpoint()});
+  if (GetParam().same_pid) LaunchBy(launcher);
+  Daemon& after = StartPrefill({flags[0], flags[1], flags[2], "--listen=" + before.endpoint()});
+  LaunchBy({});
   ASSERT_EQ(after.endpoint(), before.endpoint());
+  EXPECT_EQ(after.ready()["pid"] == before.ready()["pid"], GetParam().same_pid);
+  const CliResult answer = asking.Wait();
+  if (answer.exit_code == 0) {
+    ExpectRightAnswer(answer, under_way);
+  } else {
+    ExpectFailure(answer, 3, "kPeerUnreachable");
+  }
   Eventually("decode finds it", [&] { return Cli({"health", decode.endpoint()}).exit_code == 0; });
   const Args ask = Ask(300, 16);
   const CliResult result = RunGenerate(decode, ask);
   ExpectRightAnswer(result, ask);
-  EXPECT_EQ(result.json()["kv"]["path"], GetParam());
+  EXPECT_EQ(result.json()["kv"]["path"], GetParam().transport);
 
   const std::string new_incarnation = Look(after)["engine"]["incarnation"];
   EXPECT_NE(new_incarnation, old_incarnation);
@@ -173,9 +201,13 @@ TEST_P(PrefillRestarted, AtTheSameAddressIsFoundWithoutARestartOfDecode) {
   ExpectIdle(after);
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, PrefillRestarted, ::testing::Values("mapped", "ucx-packed"),
+INSTANTIATE_TEST_SUITE_P(Transports, PrefillRestarted,
+                         ::testing::Values(Restart{"mapped"}, Restart{"ucx-packed"},
+                                           Restart{"mapped", true}, Restart{"ucx-packed", true}),
                          [](const auto& info) {
-                           return info.param == "mapped" ? "Mapped" : "UcxPacked";
+                           return std::string(info.param.transport == "mapped" ? "Mapped"
+                                                                               : "UcxPacked") +
+                                  (info.param.same_pid ? "WithTheSamePid" : "");
                          });
 
 }  // namespace

@@ -2,42 +2,21 @@
 // containers do. Skipped where the system does not allow that.
 #include <gmock/gmock.h>
 
-#include "tests/common/isolated_host.h"
-#include "tests/integration/failure_story.h"
+#include "tests/integration/two_hosts.h"
 
 namespace kvrelay::integration {
 namespace {
 
 using ::testing::HasSubstr;
 
-class Namespaces : public FailureStory {
- protected:
-  void SetUp() override {
-    prefill_host_ = IsolatedHost::Create();
-    decode_host_ = IsolatedHost::Create();
-    if (!prefill_host_ || !decode_host_ || !prefill_host_->Join(*decode_host_)) {
-      GTEST_SKIP() << "no right to make namespaces here, or no ip or nsenter command";
-    }
-  }
-
-  // At an address that only the cable reaches, with a run folder that only this daemon sees.
-  static Args At(const std::string& address, const std::string& interface, Args more = {}) {
-    Args flags = {"--listen=tcp://" + address + ":0", "--insecure", "--run_dir=/run/kvrelay",
-                  "--data_interface=" + interface, "--trusted_data_network"};
-    flags.insert(flags.end(), more.begin(), more.end());
-    return flags;
-  }
-
-  std::unique_ptr<IsolatedHost> prefill_host_;
-  std::unique_ptr<IsolatedHost> decode_host_;
-};
+using Namespaces = TwoHosts;
 
 TEST_F(Namespaces, WithoutASharedFolderTheKvGoesOverUcxAndInspectSaysWhy) {
-  LaunchBy(prefill_host_->Launcher());
-  Daemon& prefill = StartPrefill(At("10.213.7.1", "kvtest0", {"--tp=2"}));
-  LaunchBy(decode_host_->Launcher());  // the client, too: it reaches both from here
-  Daemon& decode = StartDecode({&prefill}, At("10.213.7.2", "kvtest1"));
-  const uint64_t before = decode_host_->ReceivedBytes("kvtest1");
+  LaunchBy(there().Launcher());
+  Daemon& prefill = StartPrefill(There({"--tp=2"}));
+  LaunchBy(here().Launcher());  // the client, too: it reaches both from here
+  Daemon& decode = StartDecode({&prefill}, Here());
+  const uint64_t before = Arrived();
   uint64_t pulled = 0;
   for (const int tokens : {1, 15, 16, 17, 500}) {
     const Args ask = Ask(tokens, 16);
@@ -48,7 +27,7 @@ TEST_F(Namespaces, WithoutASharedFolderTheKvGoesOverUcxAndInspectSaysWhy) {
     pulled += kv["bytes_pulled"].get<uint64_t>();
   }
   EXPECT_GT(pulled, 1'000'000U);
-  EXPECT_GE(decode_host_->ReceivedBytes("kvtest1") - before, pulled);
+  EXPECT_GE(Arrived() - before, pulled);
   const Json look = Inspect(decode);
   ASSERT_EQ(look["peers"].size(), 2U) << look["peers"].dump(2);
   for (const Json& peer : look["peers"]) {
@@ -62,7 +41,7 @@ TEST_F(Namespaces, WithoutASharedFolderTheKvGoesOverUcxAndInspectSaysWhy) {
 // More KV than shared memory: nothing of ours or of UCX's may need it.
 TEST_F(Namespaces, SixtyFourMegabytesOfSharedMemorySuffice) {
   for (const std::string transport : {"--transport=mapped", "--transport=ucx-packed"}) {
-    LaunchBy(decode_host_->Launcher());
+    LaunchBy(here().Launcher());
     const Args flags = {transport, "--run_dir=/run/kvrelay", "--kv_blocks=2048"};
     Daemon& prefill = StartPrefill(flags);
     Daemon& decode = StartDecode({&prefill}, flags);
