@@ -14,6 +14,7 @@ constexpr Duration kLook = Millis(100);   // at everybody's leases, meanwhile
 constexpr Duration kCalm =
     Millis(60'000);  // then everything must come to rest: longer than any cap
 constexpr Duration kAgain = Millis(40'000);  // requests once more; longer than any is set aside
+constexpr Duration kShortTtl = Millis(100);  // less than a slow pull
 constexpr uint64_t kMaxEvents = 2'000'000;
 
 EngineId MakeEngine(uint64_t n) {
@@ -41,7 +42,7 @@ class Cluster {
       if (random.Chance(0.3)) fabric_.script.pause = Millis(20);
       if (random.Chance(0.3)) fabric_.script.cancel_delay = Millis(20);
     } else if (random.Chance(0.5)) {
-      fabric_.script.pause = Millis(5);
+      fabric_.script.pause = Millis(20);
     }
     const bool mapped = random.Chance(0.6);
     const size_t prefills = 1 + random.Below(2);
@@ -55,7 +56,7 @@ class Cluster {
                                   .blocks = DrawBlocks(),
                                   .on_ticket = {},
                                   .on_finished = {}};
-      if (options.faults && random.Chance(0.3)) prefill.ttl = Millis(100);
+      if ((options.faults || !options.cancels) && random.Chance(0.3)) prefill.ttl = kShortTtl;
       if (options.faults && random.Chance(0.2)) prefill.cap = Millis(300);
       prefill.on_ticket = [this](const Prompt& prompt, const proto::Ticket& ticket) {
         OnTicket(prompt, ticket);
@@ -73,6 +74,7 @@ class Cluster {
                        .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
                        .mapped = mapped,
                        .blocks = DrawBlocks(),
+                       .prefixes = 1 + random.Below(2),
                        .prefills = fronts};
     decode_ = std::make_unique<SimDecode>(host_, decode_options_, outcomes_);
     if (options.faults && random.Chance(0.4)) {
@@ -141,12 +143,14 @@ class Cluster {
   uint32_t DrawBlocks() { return 8 + static_cast<uint32_t>(world_.random.Below(kBlocks - 7)); }
 
   void CheckRest() {
-    for (const auto& prefill : prefills_) {
+    for (size_t i = 0; i < prefills_.size(); ++i) {
+      const auto& prefill = prefills_[i];
       prefill->Check();
       if (!prefill->AtRest()) host_.Violate("a prefill engine leaks: " + prefill->State());
       if (options_.faults) continue;
-      // Readers let go of every lease that they heard of.
-      const bool heard = !options_.cancels;
+      // Readers say so as long as they want a lease, and when they want it no more. They do not
+      // hear of a ticket that comes after they left, and claim no prefix that another one pulls.
+      const bool heard = !options_.cancels && prefill_options_[i].ttl > kShortTtl;
       if (prefill->Ended("reader_silent") + prefill->Ended("cap") > 0 ||
           (heard && prefill->Ended("ttl") > 0)) {
         host_.Violate("a lease waited for its time to run out");

@@ -37,6 +37,7 @@ class SimDecode {
     KvFormat format = KvFormat::kNhd;
     bool mapped = true;
     uint32_t blocks = kBlocks;
+    size_t prefixes = 2;
     std::vector<std::string> prefills;
     Duration request_timeout = Millis(8000);
   };
@@ -79,7 +80,7 @@ class SimDecode {
   const Options options_;
   Outcomes& outcomes_;
   std::shared_ptr<BlockPool> pool_ = BlockPool::Create(options_.blocks);
-  SystemPrefixStore store_{2};
+  SystemPrefixStore store_{options_.prefixes};
   std::vector<std::unique_ptr<SimRank>> ranks_;
   std::unique_ptr<agent::RankLinks> links_;
   std::unique_ptr<agent::Claims> claims_;
