@@ -12,22 +12,6 @@ constexpr Duration kLongestAside = Millis(30'000);
 
 }  // namespace
 
-std::string_view StateName(PrefillPool::State state) {
-  switch (state) {
-    case PrefillPool::State::kReady:
-      return "ready";
-    case PrefillPool::State::kUnreachable:
-      return "unreachable";
-    case PrefillPool::State::kIncompatible:
-      return "incompatible";
-    case PrefillPool::State::kDraining:
-      return "draining";
-    case PrefillPool::State::kUnknown:
-      break;
-  }
-  return "unknown";
-}
-
 PrefillPool::PrefillPool(const Clock& clock, std::vector<std::string> endpoints)
     : clock_(clock), endpoints_(std::move(endpoints)) {
   for (const std::string& endpoint : endpoints_) {
@@ -143,6 +127,9 @@ Status PrefillPool::WhyNone() const {
     message += (&worker == &workers_.front() ? ": " : "; ") + worker.endpoint + " " +
                std::string(StateName(worker.state));
     if (!worker.why.empty()) message += " (" + worker.why + ")";
+    if (worker.failures >= kFailuresBeforeAside) {
+      message += ", set aside after " + std::to_string(worker.failures) + " failures in a row";
+    }
   }
   return {code, std::move(message)};
 }

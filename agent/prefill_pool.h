@@ -70,6 +70,4 @@ class PrefillPool {
   uint64_t picks_ = 0;
 };
 
-std::string_view StateName(PrefillPool::State state);  // "ready", "unreachable", ...
-
 }  // namespace kvrelay::agent
