@@ -102,7 +102,7 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
   const GuardExpectation want{.epoch = held.epoch,
                               .incarnation = identity_.incarnation,
                               .table_hash = held.table_hash,
-                              .tokens = read->shape.tokens.end};
+                              .extent = {.tokens = read->shape.tokens.end}};
   transport::PeerSpec reader{.name = "reader " + read->reader.ToHex().substr(0, 8),
                              .address = read->address,
                              .region_bytes = {},

@@ -91,7 +91,7 @@ Status PullSession::StartPart(Part& part, const ReadyPeer& peer) {
                .incarnation = rank.incarnation,
                .table_hash = TableHash(KeyOf(peer.meta), pull_.claim.blocks, pull_.hash,
                                        pull_.claim.first_token, pull_.claim.tokens),
-               .tokens = pull_.tokens.end};
+               .extent = {.tokens = pull_.tokens.end}};
   part.transport = peer.transport;
   path_ = peer.path;
   return peer.transport->style() == transport::Style::kOneSided ? StartOneSided(part, peer, rank)
@@ -107,7 +107,7 @@ Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, const proto
   part.bytes = plan->bytes();
   ++ops_in_flight_;
   part.op = peer.transport->Read(
-      peer.handle, std::move(*plan),
+      peer.handle, transport::Whole(std::move(*plan)),
       {.region = peer.meta.record_region, .offset = rank.slot * sizeof(LeaseRecord)}, deadline_,
       OnDone(part));
   return Status::Ok();

@@ -42,15 +42,21 @@ Progress Progress::Unpack(uint64_t word) {
           static_cast<uint32_t>(word & layer_mask)};
 }
 
+bool Covers(const Progress& progress, const KvExtent& extent) {
+  return progress.tokens >= extent.tokens ||
+         (progress.chunk_end >= extent.tokens && progress.layers >= extent.layers);
+}
+
+bool IsLease(const GuardExpectation& want, const GuardWords& words) {
+  return words.w0 == Live(want.epoch) && words.w2 == want.incarnation &&
+         words.w3 == want.table_hash;
+}
+
 bool GuardHolds(const GuardExpectation& want, const GuardWords& before, const GuardWords& after) {
-  const auto same_lease = [&want](const GuardWords& words) {
-    return words.w0 == Live(want.epoch) && words.w2 == want.incarnation &&
-           words.w3 == want.table_hash;
-  };
   // Progress counts as of the first read: a token that was finished after the data was loaded may
   // have been loaded half done.
-  return same_lease(before) && same_lease(after) &&
-         Progress::Unpack(before.w1).tokens >= want.tokens;
+  return IsLease(want, before) && IsLease(want, after) &&
+         Covers(Progress::Unpack(before.w1), want.extent);
 }
 
 void LeaseRecord::Start(uint64_t epoch, Incarnation incarnation, uint64_t table_hash) {

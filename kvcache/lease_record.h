@@ -24,6 +24,16 @@ struct Progress {
   static Progress Unpack(uint64_t word);
 };
 
+// The KV of all tokens before `tokens`, in the first `layers` layers of the owner's shard.
+struct KvExtent {
+  static constexpr uint32_t kAllLayers = UINT32_MAX;
+  uint32_t tokens = 0;
+  uint32_t layers = kAllLayers;
+  bool operator==(const KvExtent&) const = default;
+};
+// Whether it is computed.
+bool Covers(const Progress& progress, const KvExtent& extent);
+
 // A snapshot of the four words, as loaded.
 struct GuardWords {
   uint64_t w0 = 0;  // epoch << 1 | live
@@ -38,9 +48,11 @@ struct GuardExpectation {
   uint64_t epoch = 0;
   Incarnation incarnation = 0;
   uint64_t table_hash = 0;
-  uint32_t tokens = 0;  // w1 of the FIRST read must cover them
+  KvExtent extent;  // w1 of the FIRST read must cover it
 };
 
+// Whether the words are those of the lease, however far it is computed.
+bool IsLease(const GuardExpectation& want, const GuardWords& words);
 // Whether bytes read between `before` and `after` are the lease's.
 bool GuardHolds(const GuardExpectation& want, const GuardWords& before, const GuardWords& after);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 namespace kvrelay::transport {
@@ -85,13 +86,13 @@ void FakeTransport::Later(Duration most, OpId id, void (FakeTransport::*step)(Op
   });
 }
 
-OpId FakeTransport::Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
+OpId FakeTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                          Done done) {
   Op op;
   op.kind = Op::Kind::kRead;
   op.peer = peer;
+  op.next = std::move(next);
   op.done = std::move(done);
-  op.completion.bytes = plan.bytes();
   const auto it = peers_.find(peer);
   if (it == peers_.end()) {
     const OpId id = Start(std::move(op), deadline);
@@ -100,22 +101,27 @@ OpId FakeTransport::Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoi
   }
   const std::vector<LocalRegion>& regions = fabric_.memory_.at(it->second.address).regions;
   op.record = reinterpret_cast<const LeaseRecord*>(regions.at(guard.region).data + guard.offset);
-  op.words = Words(plan, regions, regions_);
+  op.from = &regions;
   const OpId id = Start(std::move(op), deadline);
   Later(fabric_.script.pause, id, &FakeTransport::StepRead);
   return id;
 }
 
-// First call: the guard. Then words. With none left: the guard again.
+// The guard, then the words of a portion, and so on. After the last one: the guard again.
 void FakeTransport::StepRead(OpId id) {
   Op& op = ops_.at(id);
-  if (op.completion.before == GuardWords{}) {
-    op.completion.before = op.record->ReadBefore();
-  } else if (op.words.empty()) {
+  if (!op.words.empty()) {
+    if (!MoveSome(id, op)) return;
+  } else if (op.last) {
     op.completion.after = op.record->ReadAfter();
     return Complete(id, Status::Ok());
-  } else if (!MoveSome(id, op)) {
-    return;
+  } else {
+    op.completion.before = op.record->ReadBefore();
+    auto portion = op.next(op.completion.before);
+    if (!portion.has_value()) return Complete(id, portion.error());
+    op.words = Words(portion->plan, *op.from, regions_);
+    op.completion.bytes += portion->plan.bytes();
+    op.last = portion->last;
   }
   Later(fabric_.script.pause, id, &FakeTransport::StepRead);
 }
@@ -161,6 +167,8 @@ OpId FakeTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan
   op.want = want;
   op.stream = stream;
   op.plan = std::move(plan);
+  op.left.resize(op.plan.chunks);
+  std::iota(op.left.begin(), op.left.end(), 0U);
   op.reader = reader.address;
   const OpId id = Start(std::move(op), deadline);
   Later(fabric_.script.pause, id, &FakeTransport::BeginChunk);
@@ -169,8 +177,15 @@ OpId FakeTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan
 
 void FakeTransport::BeginChunk(OpId id) {
   Op& op = ops_.at(id);
-  if (op.chunk == op.plan.chunks) return Complete(id, Status::Ok());
+  if (op.left.empty()) return Complete(id, Status::Ok());
   op.completion.before = op.record->ReadBefore();
+  const Progress progress = Progress::Unpack(op.completion.before.w1);
+  const auto ready = std::ranges::find_if(op.left, [&](uint32_t chunk) {
+    return !op.plan.extent_of || Covers(progress, op.plan.extent_of(chunk));
+  });
+  if (ready == op.left.end()) return Later(fabric_.script.pause, id, &FakeTransport::BeginChunk);
+  op.chunk = *ready;
+  op.left.erase(ready);
   const auto plan = op.plan.plan_chunk(op.chunk);
   if (!plan.has_value()) return Complete(id, plan.error());
   op.buffer = std::make_shared<std::vector<uint64_t>>(plan->bytes() / sizeof(uint64_t));
@@ -187,13 +202,12 @@ void FakeTransport::StepPack(OpId id) {
   }
   op.completion.after = op.record->ReadAfter();
   Chunk chunk{op.chunk, op.buffer, op.completion.before, op.completion.after};
-  const bool holds = GuardHolds(op.want, chunk.before, chunk.after);
+  const bool holds = GuardHolds(op.plan.Want(op.want, op.chunk), chunk.before, chunk.after);
   const auto reader = fabric_.transports_.find(op.reader);
   if (reader != fabric_.transports_.end() && !fabric_.Chance(fabric_.script.lose_chunk)) {
     reader->second->Arrive(op.stream, std::move(chunk));
   }
   if (!holds) return Complete(id, {Code::kStaleRead, "the lease changed while it was packed"});
-  ++op.chunk;
   Later(fabric_.script.pause, id, &FakeTransport::BeginChunk);
 }
 
@@ -225,7 +239,7 @@ void FakeTransport::StepUnpack(OpId id) {
   Op& op = ops_.at(id);
   if (op.words.empty() && op.buffer) {  // a chunk is done
     op.buffer.reset();
-    if (++op.chunk == op.plan.chunks) return Complete(id, Status::Ok());
+    if (op.have.size() == op.plan.chunks) return Complete(id, Status::Ok());
   }
   if (op.words.empty()) {
     if (op.arrived.empty() || op.ending) {
@@ -236,13 +250,13 @@ void FakeTransport::StepUnpack(OpId id) {
     op.arrived.erase(op.arrived.begin());
     if (op.completion.before == GuardWords{}) op.completion.before = chunk.before;
     op.completion.after = chunk.after;
-    if (!GuardHolds(op.want, chunk.before, chunk.after)) {
+    if (!GuardHolds(op.plan.Want(op.want, chunk.index), chunk.before, chunk.after)) {
       return Complete(id, {Code::kStaleRead, "a chunk's guard words are not the lease's"});
     }
-    const auto plan = op.plan.plan_chunk(op.chunk);
+    const auto plan = op.plan.plan_chunk(chunk.index);
     const uint64_t bytes = chunk.data->size() * sizeof(uint64_t);
-    if (chunk.index != op.chunk || !plan.has_value() || plan->bytes() != bytes) {
-      return Complete(id, {Code::kInternal, "a chunk is out of order or of the wrong length"});
+    if (!plan.has_value() || plan->bytes() != bytes || !op.have.insert(chunk.index).second) {
+      return Complete(id, {Code::kInternal, "a chunk of the wrong length, or one that was here"});
     }
     op.buffer = chunk.data;
     op.words =

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -75,7 +76,8 @@ class FakeTransport final : public Transport {
   void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle peer) override;
-  OpId Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline, Done done) override;
+  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
+            Done done) override;
   OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
                           TimePoint deadline, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
@@ -111,11 +113,16 @@ class FakeTransport final : public Transport {
     GuardExpectation want;
     StreamId stream = 0;
     StreamPlan plan;
-    Address reader;                    // kSend
+    Address reader;    // kSend
+    NextPortion next;  // kRead
+    const std::vector<LocalRegion>* from = nullptr;
+    bool last = false;                 // the portion in `words` is the last one
     std::vector<Word> words;           // left to move, taken from the back
     uint64_t fail_after = UINT64_MAX;  // words
     bool stalled = false;
-    uint32_t chunk = 0;  // next to pack, or expected
+    std::vector<uint32_t> left;  // kSend: chunks to pack
+    uint32_t chunk = 0;          // being packed
+    std::set<uint32_t> have;     // kReceive: chunks that arrived
     std::shared_ptr<std::vector<uint64_t>> buffer;
     std::vector<Chunk> arrived;  // kReceive: not unpacked yet
     bool unpacking = false;

@@ -2,6 +2,7 @@
 // registered memory.
 #include <glog/logging.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <list>
@@ -38,7 +39,8 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle peer) override;
-  OpId Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline, Done done) override;
+  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
+            Done done) override;
   OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
                           TimePoint deadline, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
@@ -72,9 +74,10 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   TimePoint Work(TimePoint now) override;
   void Finish() override;
   void OnPeerState(PeerHandle handle, Status status);
-  void StartRead(OpId id, PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
+  void StartRead(OpId id, PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                  Done done);
-  void StepRead();
+  // Does a step of the first read that has something to do; false when none has.
+  bool StepRead(TimePoint now);
   TimePoint ExpireReads(TimePoint now);
   TimePoint ExpirePeers(TimePoint now);
   void FailReadsOf(PeerHandle peer, const Status& status);
@@ -171,12 +174,12 @@ void MappedTransport::Disconnect(PeerHandle handle) {
   });
 }
 
-OpId MappedTransport::Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
+OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                            Done done) {
   const OpId id = next_id_++;
   thread_->Post(
-      [this, id, peer, guard, deadline, plan = std::move(plan), done = std::move(done)]() mutable {
-        StartRead(id, peer, std::move(plan), guard, deadline, std::move(done));
+      [this, id, peer, guard, deadline, next = std::move(next), done = std::move(done)]() mutable {
+        StartRead(id, peer, std::move(next), guard, deadline, std::move(done));
       });
   return id;
 }
@@ -209,10 +212,9 @@ void MappedTransport::Cancel(OpId op) {
 TimePoint MappedTransport::Work(TimePoint now) {
   TimePoint next = listener_->Expire(now);
   next = std::min(next, ExpirePeers(now));
+  const bool busy = StepRead(now);
   next = std::min(next, ExpireReads(now));
-  if (reads_.empty()) return next;
-  StepRead();
-  return kBusy;
+  return busy ? kBusy : next;
 }
 
 void MappedTransport::Finish() {
@@ -249,7 +251,7 @@ void MappedTransport::OnPeerState(PeerHandle handle, Status status) {
   });
 }
 
-void MappedTransport::StartRead(OpId id, PeerHandle handle, CopyPlan plan, GuardRef guard,
+void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard,
                                 TimePoint deadline, Done done) {
   const auto it = peers_.find(handle);
   if (it == peers_.end() || !it->second.way->ready()) {
@@ -260,32 +262,45 @@ void MappedTransport::StartRead(OpId id, PeerHandle handle, CopyPlan plan, Guard
                   std::to_string(kMaxReads) + " reads are in flight already");
   }
   const PeerSpec& spec = it->second.way->spec();
-  if (Status status = MappedRead::Check(plan, guard, spec.region_bytes, local_bytes_);
-      !status.ok()) {
+  if (Status status = MappedRead::Check(guard, spec.region_bytes); !status.ok()) {
     return Refuse(std::move(done), status.code(), spec.name + ": " + status.message());
   }
   reads_.push_back({.id = id,
                     .peer = handle,
                     .deadline = deadline,
                     .done = std::move(done),
-                    .read = MappedRead(std::move(plan), guard)});
+                    .read = MappedRead(std::move(next), guard)});
 }
 
-void MappedTransport::StepRead() {
-  ReadOp& op = reads_.front();
-  if (op.read.Step(peers_.at(op.peer).way->bases(), local_bases_)) {
-    ReadOp finished = std::move(op);
-    reads_.pop_front();
-    Complete(std::move(finished), Status::Ok());
-  } else {
-    reads_.splice(reads_.end(), reads_, reads_.begin());
+bool MappedTransport::StepRead(TimePoint now) {
+  for (auto it = reads_.begin(); it != reads_.end(); ++it) {
+    if (it->read.poll_at() > now) continue;
+    const MappedPeer& way = *peers_.at(it->peer).way;
+    const MappedRead::State state =
+        it->read.Step({way.bases(), way.spec().region_bytes, local_bases_, local_bytes_}, now);
+    if (state == MappedRead::State::kWaiting) continue;
+    if (state == MappedRead::State::kBusy) {
+      reads_.splice(reads_.end(), reads_, it);
+      return true;
+    }
+    ReadOp ended = std::move(*it);
+    reads_.erase(it);
+    Status status = ended.read.failure();
+    if (!status.ok()) status = status.Wrap(way.spec().name);
+    Complete(std::move(ended), std::move(status));
+    return true;
   }
+  return false;
 }
 
 TimePoint MappedTransport::ExpireReads(TimePoint now) {
+  TimePoint next = TimePoint::max();
   for (auto it = reads_.begin(); it != reads_.end();) {
     const auto current = it++;
-    if (current->deadline > now) continue;
+    if (current->deadline > now) {
+      next = std::min({next, current->deadline, current->read.poll_at()});
+      continue;
+    }
     ReadOp late = std::move(*current);
     reads_.erase(current);
     const std::string& name = peers_.at(late.peer).way->spec().name;
@@ -293,7 +308,7 @@ TimePoint MappedTransport::ExpireReads(TimePoint now) {
                                                std::to_string(late.read.bytes()) + " bytes");
     Complete(std::move(late), std::move(status));
   }
-  return TimePoint::max();  // what is left is worked on at once
+  return next;
 }
 
 TimePoint MappedTransport::ExpirePeers(TimePoint now) {

@@ -11,9 +11,7 @@ constexpr uint64_t kStepBytes = 8 << 20;
 
 }  // namespace
 
-Status MappedRead::Check(const CopyPlan& plan, const GuardRef& guard,
-                         std::span<const uint64_t> peer_region_bytes,
-                         std::span<const uint64_t> local_region_bytes) {
+Status MappedRead::Check(const GuardRef& guard, std::span<const uint64_t> peer_region_bytes) {
   if (guard.region >= peer_region_bytes.size() || guard.offset % alignof(LeaseRecord) != 0 ||
       peer_region_bytes[guard.region] < sizeof(LeaseRecord) ||
       guard.offset > peer_region_bytes[guard.region] - sizeof(LeaseRecord)) {
@@ -22,21 +20,37 @@ Status MappedRead::Check(const CopyPlan& plan, const GuardRef& guard,
                                              " is not a record of the peer's " +
                                              std::to_string(peer_region_bytes.size()) + " regions");
   }
-  return plan.Validate(peer_region_bytes, local_region_bytes);
+  return {};
 }
 
-MappedRead::MappedRead(CopyPlan plan, GuardRef guard) : guard_(guard), cursor_(std::move(plan)) {}
-
-bool MappedRead::Step(std::span<const std::byte* const> peer_regions,
-                      std::span<std::byte* const> local_regions) {
+MappedRead::State MappedRead::Step(const Memory& memory, TimePoint now) {
   const auto* record =
-      reinterpret_cast<const LeaseRecord*>(peer_regions[guard_.region] + guard_.offset);
-  if (!started_) before_ = record->ReadBefore();
-  started_ = true;
-  if (!cursor_.done()) bytes_ += cursor_.Step(kStepBytes, peer_regions, local_regions);
-  if (!cursor_.done()) return false;
+      reinterpret_cast<const LeaseRecord*>(memory.peer[guard_.region] + guard_.offset);
+  if (!cursor_) {
+    before_ = record->ReadBefore();
+    Result<Portion> portion = next_(before_);
+    if (portion.has_value()) {
+      failure_ = portion->plan.Validate(memory.peer_bytes, memory.local_bytes);
+    } else {
+      failure_ = portion.error();
+    }
+    if (!failure_.ok()) return State::kFailed;
+    last_ = portion->last;
+    cursor_.emplace(std::move(portion->plan));
+    if (cursor_->done() && !last_) {
+      cursor_.reset();
+      if (!waiting_since_) waiting_since_ = now;
+      poll_at_ = now + PollPause(now - *waiting_since_);
+      return State::kWaiting;
+    }
+    waiting_since_.reset();
+  }
+  if (!cursor_->done()) bytes_ += cursor_->Step(kStepBytes, memory.peer, memory.local);
+  if (!cursor_->done()) return State::kBusy;
+  cursor_.reset();
+  if (!last_) return State::kBusy;
   after_ = record->ReadAfter();
-  return true;
+  return State::kDone;
 }
 
 }  // namespace kvrelay::transport

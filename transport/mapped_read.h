@@ -1,10 +1,13 @@
-// One optimistic read of a peer's mapped memory: guard words, data by plan, guard words again.
+// One optimistic read of a peer's mapped memory: guard words, data, and so on, guard words again.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <utility>
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
@@ -16,27 +19,39 @@ namespace kvrelay::transport {
 // One thread at a time. Whether the guard words hold is for the caller of the transport to judge.
 class MappedRead {
  public:
-  // kInvalidArgument when the plan or the guard leaves the regions, or the guard is not aligned.
-  static Status Check(const CopyPlan& plan, const GuardRef& guard,
-                      std::span<const uint64_t> peer_region_bytes,
-                      std::span<const uint64_t> local_region_bytes);
+  // Both sides' memory: where regions begin and how long they are, by RegionId.
+  struct Memory {
+    std::span<const std::byte* const> peer;
+    std::span<const uint64_t> peer_bytes;
+    std::span<std::byte* const> local;
+    std::span<const uint64_t> local_bytes;
+  };
+  enum class State : uint8_t { kBusy, kWaiting, kDone, kFailed };
 
-  // Both have passed Check.
-  MappedRead(CopyPlan plan, GuardRef guard);
+  // kInvalidArgument when the guard is not aligned or leaves its region.
+  static Status Check(const GuardRef& guard, std::span<const uint64_t> peer_region_bytes);
 
-  // Copies a part of some megabytes, the guard words before the first and after the last. True when
-  // all is done.
-  bool Step(std::span<const std::byte* const> peer_regions,
-            std::span<std::byte* const> local_regions);
+  // `guard` has passed Check.
+  MappedRead(NextPortion next, GuardRef guard) : guard_(guard), next_(std::move(next)) {}
 
+  // Copies a part of some megabytes. kWaiting: there is nothing to read before poll_at(). kFailed:
+  // see failure(); a portion leaves the regions (kInvalidArgument), or there is to be none.
+  State Step(const Memory& memory, TimePoint now);
+
+  TimePoint poll_at() const { return poll_at_; }
+  const Status& failure() const { return failure_; }
   const GuardWords& before() const { return before_; }
   const GuardWords& after() const { return after_; }
   uint64_t bytes() const { return bytes_; }
 
  private:
   const GuardRef guard_;
-  PlanCursor cursor_;
-  bool started_ = false;
+  const NextPortion next_;
+  std::optional<PlanCursor> cursor_;  // of the portion in work
+  bool last_ = false;                 // it is the last one
+  std::optional<TimePoint> waiting_since_;
+  TimePoint poll_at_;
+  Status failure_;
   GuardWords before_;
   GuardWords after_;
   uint64_t bytes_ = 0;

@@ -32,7 +32,9 @@ void PackedReceiver::Start(Expected expected) {
                             std::to_string(kMaxStreams) + " streams are being received already");
   } else {
     const StreamId id = expected.stream;
-    streams_[id].expected = std::move(expected);
+    Stream& stream = streams_[id];
+    stream.expected = std::move(expected);
+    stream.have.resize(stream.expected.plan.chunks);
     return;
   }
   deliver_(std::move(expected.done), std::move(refused));
@@ -66,7 +68,7 @@ TimePoint PackedReceiver::Expire(TimePoint now) {
       continue;
     }
     Status late(Code::kDeadlineExceeded, expected.peer_name + ": the deadline came after " +
-                                             std::to_string(it->second.next_chunk) + " of " +
+                                             std::to_string(it->second.arrived) + " of " +
                                              std::to_string(expected.plan.chunks) +
                                              " chunks had arrived");
     it = Complete(it, std::move(late));
@@ -84,7 +86,7 @@ void PackedReceiver::OnMessage(const PackedHeader& header, std::span<const std::
   Status status = Take(stream, header, data);
   if (!status.ok()) {
     Complete(it, status.Wrap(stream.expected.peer_name));
-  } else if (stream.next_chunk == stream.expected.plan.chunks) {
+  } else if (stream.arrived == stream.expected.plan.chunks) {
     Complete(it, Status::Ok());
   }
 }
@@ -92,23 +94,25 @@ void PackedReceiver::OnMessage(const PackedHeader& header, std::span<const std::
 Status PackedReceiver::Take(Stream& stream, const PackedHeader& header,
                             std::span<const std::byte> data) {
   const Expected& expected = stream.expected;
-  if (stream.next_chunk == 0) stream.completion.before = header.before;
+  if (stream.arrived == 0) stream.completion.before = header.before;
   stream.completion.after = header.after;
   if (header.kind == PackedKind::kStopped) {
     const Code code = header.code == static_cast<uint32_t>(Code::kStaleRead)
                           ? Code::kStaleRead
                           : Code::kPeerUnreachable;
-    return Error(code, "the owner stopped the stream before chunk " + std::to_string(header.chunk) +
-                           " of " + std::to_string(expected.plan.chunks) +
+    return Error(code, "the owner stopped the stream after " + std::to_string(header.chunk) +
+                           " of " + std::to_string(expected.plan.chunks) + " chunks" +
                            (code == Code::kStaleRead ? ": the lease has ended" : ""));
   }
-  if (header.chunk != stream.next_chunk || header.chunks != expected.plan.chunks) {
+  if (header.chunks != expected.plan.chunks || header.chunk >= header.chunks) {
     return Error(Code::kInternal, "chunk " + std::to_string(header.chunk) + " of " +
-                                      std::to_string(header.chunks) + " came where chunk " +
-                                      std::to_string(stream.next_chunk) + " of " +
-                                      std::to_string(expected.plan.chunks) + " was due");
+                                      std::to_string(header.chunks) + " came in a stream of " +
+                                      std::to_string(expected.plan.chunks) + " chunks");
   }
-  if (!GuardHolds(expected.want, header.before, header.after)) {
+  if (stream.have[header.chunk]) {
+    return Error(Code::kInternal, "chunk " + std::to_string(header.chunk) + " came twice");
+  }
+  if (!GuardHolds(expected.plan.Want(expected.want, header.chunk), header.before, header.after)) {
     return Error(Code::kStaleRead,
                  "the lease ended while chunk " + std::to_string(header.chunk) + " was packed");
   }
@@ -123,7 +127,8 @@ Status PackedReceiver::Take(Stream& stream, const PackedHeader& header,
   const std::byte* source = data.data();
   ExecuteCopy(plan, std::span(&source, 1), local_bases_);
   stream.completion.bytes += chunk_bytes;
-  ++stream.next_chunk;
+  stream.have[header.chunk] = true;
+  ++stream.arrived;
   return {};
 }
 

@@ -54,12 +54,13 @@ class PackedReceiver {
  private:
   struct Stream {
     Expected expected;
-    uint32_t next_chunk = 0;
+    std::vector<bool> have;  // by chunk
+    uint32_t arrived = 0;
     Completion completion;
   };
   using Streams = std::unordered_map<StreamId, Stream>;
 
-  // Whether the chunk is the next one, and, if so, unpacks it.
+  // Unpacks the chunk, if it is one that is still due.
   Status Take(Stream& stream, const PackedHeader& header, std::span<const std::byte> data);
   Streams::iterator Complete(Streams::iterator it, Status status);
 

@@ -1,6 +1,7 @@
 #include "transport/packed_send.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "kvcache/copy_host.h"
@@ -45,6 +46,9 @@ void PackedSender::Start(Outgoing outgoing) {
   } else {
     auto stream = std::make_shared<Stream>();
     stream->out = std::move(outgoing);
+    stream->left.resize(stream->out.plan.chunks);
+    std::iota(stream->left.begin(), stream->left.end(), 0U);
+    stream->last_ready = std::chrono::steady_clock::now();
     streams_.push_back(std::move(stream));
     return;
   }
@@ -83,28 +87,52 @@ bool PackedSender::Pump(TimePoint now) {
 
 bool PackedSender::SendNext(const std::shared_ptr<Stream>& stream, TimePoint now) {
   const Outgoing& out = stream->out;
-  if (stream->failed || stream->next_chunk == out.plan.chunks || !out.lane->usable() ||
-      out.lane->in_flight() >= kLaneWindow || !out.done) {
+  if (stream->failed || stream->left.empty() || stream->poll_at > now || !out.lane->usable() ||
+      out.lane->in_flight() >= kLaneWindow || !out.done || ring_->free() == 0) {
     return false;
   }
+  const auto ready = FindReady(*stream, now);
+  if (!ready.has_value()) {
+    Stop(stream, ready.error(), now);
+    return true;
+  }
+  if (!ready->has_value()) return false;
+  const auto chunk = stream->left.begin() + static_cast<ptrdiff_t>(**ready);
   Slot* slot = ring_->Take();
-  if (slot == nullptr) return false;
-  if (Status status = Pack(*stream, *slot); !status.ok()) {
+  if (Status status = Pack(*stream, *chunk, *slot); !status.ok()) {
     ring_->Give(slot);
     Stop(stream, std::move(status), now);
     return true;
   }
-  ++stream->next_chunk;
+  stream->left.erase(chunk);
+  ++stream->sent;
   Submit(stream, slot, now);
   return true;
 }
 
-Status PackedSender::Pack(Stream& stream, Slot& slot) {
+Result<std::optional<size_t>> PackedSender::FindReady(Stream& stream, TimePoint now) {
   const Outgoing& out = stream.out;
-  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan plan, out.plan.plan_chunk(stream.next_chunk));
+  if (!out.plan.extent_of) return 0;
+  const GuardWords words = out.record->ReadBefore();
+  if (!IsLease(out.want, words)) {
+    return Error(Code::kStaleRead, "the lease ended before all chunks were computed");
+  }
+  const Progress progress = Progress::Unpack(words.w1);
+  for (size_t i = 0; i < stream.left.size(); ++i) {
+    if (!Covers(progress, out.plan.extent_of(stream.left[i]))) continue;
+    stream.last_ready = now;
+    return i;
+  }
+  stream.poll_at = now + PollPause(now - stream.last_ready);
+  return std::nullopt;
+}
+
+Status PackedSender::Pack(Stream& stream, uint32_t chunk, Slot& slot) {
+  const Outgoing& out = stream.out;
+  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan plan, out.plan.plan_chunk(chunk));
   const uint64_t bytes = plan.bytes();
   if (bytes == 0 || bytes > ring_->slot_bytes()) {
-    return Error(Code::kInternal, "chunk " + std::to_string(stream.next_chunk) + " of " +
+    return Error(Code::kInternal, "chunk " + std::to_string(chunk) + " of " +
                                       std::to_string(bytes) + " bytes for a slot of " +
                                       std::to_string(ring_->slot_bytes()));
   }
@@ -116,15 +144,14 @@ Status PackedSender::Pack(Stream& stream, Slot& slot) {
   slot.header.before = out.record->ReadBefore();
   ExecuteCopy(plan, local_bases_, std::span(&destination, 1));
   slot.header.after = out.record->ReadAfter();
-  if (stream.next_chunk == 0) stream.completion.before = slot.header.before;
+  if (stream.sent == 0) stream.completion.before = slot.header.before;
   stream.completion.after = slot.header.after;
-  if (!GuardHolds(out.want, slot.header.before, slot.header.after)) {
-    return Error(Code::kStaleRead, "the lease ended before chunk " +
-                                       std::to_string(stream.next_chunk) + " of " +
-                                       std::to_string(out.plan.chunks) + " was packed");
+  if (!GuardHolds(out.plan.Want(out.want, chunk), slot.header.before, slot.header.after)) {
+    return Error(Code::kStaleRead, "the lease ended before chunk " + std::to_string(chunk) +
+                                       " of " + std::to_string(out.plan.chunks) + " was packed");
   }
   slot.header.kind = PackedKind::kChunk;
-  slot.header.chunk = stream.next_chunk;
+  slot.header.chunk = chunk;
   slot.header.bytes = bytes;
   return {};
 }
@@ -136,17 +163,17 @@ void PackedSender::Submit(const std::shared_ptr<Stream>& stream, Slot* slot, Tim
   header.sender = incarnation_;
   Seal(header);
   ++stream->in_flight;
-  stream->out.lane->SendSlot(
-      slot, *ring_, now, [this, stream, bytes = header.bytes](Status status) {
-        --stream->in_flight;
-        stream->completion.bytes += bytes;
-        if (!stream->out.done) return;  // completed already
-        if (!status.ok()) {
-          stream->failed = true;
-        } else if (stream->next_chunk == stream->out.plan.chunks && stream->in_flight == 0) {
-          Complete(stream, Status::Ok());
-        }
-      });
+  stream->out.lane->SendSlot(slot, *ring_, now,
+                             [this, stream, bytes = header.bytes](Status status) {
+                               --stream->in_flight;
+                               stream->completion.bytes += bytes;
+                               if (!stream->out.done) return;  // completed already
+                               if (!status.ok()) {
+                                 stream->failed = true;
+                               } else if (stream->left.empty() && stream->in_flight == 0) {
+                                 Complete(stream, Status::Ok());
+                               }
+                             });
 }
 
 void PackedSender::Stop(const std::shared_ptr<Stream>& stream, Status status, TimePoint now) {
@@ -155,7 +182,7 @@ void PackedSender::Stop(const std::shared_ptr<Stream>& stream, Status status, Ti
       slot->header = {};
       slot->header.kind = PackedKind::kStopped;
       slot->header.code = static_cast<uint32_t>(status.code());
-      slot->header.chunk = stream->next_chunk;
+      slot->header.chunk = stream->sent;
       slot->header.before = stream->completion.before;
       slot->header.after = stream->completion.after;
       Complete(stream, std::move(status));
@@ -181,16 +208,17 @@ TimePoint PackedSender::Expire(TimePoint now) {
       ended.push_back(stream);
     } else {
       next = std::min(next, stream->out.deadline);
+      if (stream->poll_at > now) next = std::min(next, stream->poll_at);
     }
   }
   for (const auto& stream : ended) {
     const Outgoing& out = stream->out;
     if (out.lane->usable() && !stream->failed) {
       Stop(stream,
-           Status(Code::kDeadlineExceeded,
-                  out.reader_name + ": the deadline came when " +
-                      std::to_string(stream->next_chunk - stream->in_flight) + " of " +
-                      std::to_string(out.plan.chunks) + " chunks had been sent"),
+           Status(Code::kDeadlineExceeded, out.reader_name + ": the deadline came when " +
+                                               std::to_string(stream->sent - stream->in_flight) +
+                                               " of " + std::to_string(out.plan.chunks) +
+                                               " chunks had been sent"),
            now);
     } else {
       Status lost = out.lane->failure();

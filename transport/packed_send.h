@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -54,16 +56,22 @@ class PackedSender {
  private:
   struct Stream {
     Outgoing out;
-    uint32_t next_chunk = 0;
+    std::deque<uint32_t> left;  // chunks to be packed, in order of need
+    uint32_t sent = 0;
     uint32_t in_flight = 0;
-    bool failed = false;  // to be ended by Expire: a send failed inside a callback
+    TimePoint last_ready;  // when a chunk could last be packed
+    TimePoint poll_at;     // none can before
+    bool failed = false;   // to be ended by Expire: a send failed inside a callback
     Completion completion;
   };
   using Streams = std::list<std::shared_ptr<Stream>>;
 
   bool SendNext(const std::shared_ptr<Stream>& stream, TimePoint now);
-  // Reads the guard, packs the next chunk into the slot, reads the guard again.
-  Status Pack(Stream& stream, Slot& slot);
+  // The first chunk left whose KV is computed, as an index into `left`; nullopt: none is.
+  // kStaleRead when the lease has ended.
+  Result<std::optional<size_t>> FindReady(Stream& stream, TimePoint now);
+  // Reads the guard, packs the chunk into the slot, reads the guard again.
+  Status Pack(Stream& stream, uint32_t chunk, Slot& slot);
   void Submit(const std::shared_ptr<Stream>& stream, Slot* slot, TimePoint now);
   // Tells the reader, if there is room to, and completes.
   void Stop(const std::shared_ptr<Stream>& stream, Status status, TimePoint now);

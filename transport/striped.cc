@@ -152,7 +152,7 @@ class StripedTransport final : public Transport {
   void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle handle) override;
-  OpId Read(PeerHandle, CopyPlan, GuardRef, TimePoint, Done done) override {
+  OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) override {
     return Refuse(std::move(done),
                   Status(Code::kInvalidArgument, std::string(name()) + " has no one-sided reads"));
   }
@@ -319,6 +319,11 @@ StreamPlan StripeOf(const StreamPlan& plan, uint32_t rail, uint32_t rails) {
   stripe.chunks = plan.chunks <= rail ? 0 : (plan.chunks - rail - 1) / rails + 1;
   if (plan.plan_chunk) {
     stripe.plan_chunk = [whole = plan.plan_chunk, rail, rails](uint32_t chunk) {
+      return whole(rail + chunk * rails);
+    };
+  }
+  if (plan.extent_of) {
+    stripe.extent_of = [whole = plan.extent_of, rail, rails](uint32_t chunk) {
       return whole(rail + chunk * rails);
     };
   }

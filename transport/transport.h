@@ -65,18 +65,44 @@ struct GuardRef {
 
 struct Completion {
   Status status;
-  GuardWords before;   // first guard read (packed: the first chunk's; each one is checked)
-  GuardWords after;    // second guard read (packed: the last chunk's)
+  GuardWords before;   // guard read before the last portion (packed: before the first chunk; each
+                       // chunk's is checked)
+  GuardWords after;    // guard read after all data (packed: after the last chunk)
   uint64_t bytes = 0;  // payload bytes moved
 };
 using Done = std::function<void(Completion)>;
 
-// A packed stream's chunks, both sides. PlanChunk is pure and is called on the transfer thread.
+// Part of what a one-sided read moves.
+struct Portion {
+  CopyPlan plan;     // perhaps empty: nothing may be read yet
+  bool last = true;  // nothing comes after it
+};
+// What a one-sided read moves, portion by portion: called with the guard words just read, says what
+// may be read under them and was not said before. An error ends the read with it. On the transfer
+// thread, one call at a time.
+using NextPortion = std::function<Result<Portion>(const GuardWords& before)>;
+// All of `plan`, whatever the guard says.
+NextPortion Whole(CopyPlan plan);
+
+// A packed stream's chunks, both sides. The functions are pure and are called on the transfer
+// thread.
 struct StreamPlan {
   uint32_t chunks = 0;
   uint64_t max_chunk_bytes = 0;
   std::function<Result<CopyPlan>(uint32_t chunk)> plan_chunk;
+  // What must be computed before a chunk can be packed; null: what the guard is expected to cover.
+  std::function<KvExtent(uint32_t chunk)> extent_of;
+
+  // The guard as it must be around one chunk.
+  GuardExpectation Want(GuardExpectation whole, uint32_t chunk) const {
+    if (extent_of) whole.extent = extent_of(chunk);
+    return whole;
+  }
 };
+
+// How long to wait before one looks again whether a prompt's computation has advanced, when it last
+// did `since` ago: short against the time that a step of it takes.
+Duration PollPause(Duration since);
 
 enum class Style : uint8_t { kOneSided, kPacked };
 
@@ -106,19 +132,23 @@ class Transport {
   // Operations in flight are cancelled first. Unknown handles are ignored.
   virtual void Disconnect(PeerHandle peer) = 0;
 
-  // kOneSided. Guard, data by plan (peer regions -> local regions), guard again.
-  virtual OpId Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline,
+  // kOneSided. Guard, data of the portion that it allows (peer regions -> local regions), and so on
+  // until the last portion, then guard again. Looks at the guard from time to time while there is
+  // nothing to read.
+  virtual OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                     Done done) = 0;
 
-  // kPacked, reader: expects `stream` and unpacks its chunks into local regions (src region 0 = the
-  // chunk). Start it before the owner is asked to send. A chunk whose guard words do not satisfy
-  // `want` fails the operation with kStaleRead and is not unpacked; so does one out of order or of
-  // the wrong length (kInternal). An owner that stops the stream early fails it too.
+  // kPacked, reader: expects `stream` and unpacks its chunks, in the order in which they come, into
+  // local regions (src region 0 = the chunk). Start it before the owner is asked to send. A chunk
+  // whose guard words do not satisfy `want` fails the operation with kStaleRead and is not
+  // unpacked; so does one that came before or is of the wrong length (kInternal). An owner that
+  // stops the stream early fails it too.
   virtual OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan,
                                   GuardExpectation want, TimePoint deadline, Done done) = 0;
   // kPacked, owner: for each chunk reads the guard, packs (local regions -> dst region 0 = a
   // registered ring slot), reads the guard again, and sends both with the chunk to the reader's
-  // address. Stops at the first chunk whose guard does not hold. A send completion is not delivery.
+  // address. A chunk whose extent is not computed yet waits, and others go first. Stops at the
+  // first chunk whose guard does not hold. A send completion is not delivery.
   virtual OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
                                const LeaseRecord* record, GuardExpectation want, TimePoint deadline,
                                Done done) = 0;

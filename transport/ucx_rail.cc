@@ -48,7 +48,8 @@ class UcxRail final : public Transport, private TransferThread::Worker {
   void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle peer) override;
-  OpId Read(PeerHandle peer, CopyPlan plan, GuardRef guard, TimePoint deadline, Done done) override;
+  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
+            Done done) override;
   OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
                           TimePoint deadline, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
@@ -206,7 +207,7 @@ void UcxRail::Disconnect(PeerHandle handle) {
   });
 }
 
-OpId UcxRail::Read(PeerHandle, CopyPlan, GuardRef, TimePoint, Done done) {
+OpId UcxRail::Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) {
   Refuse(std::move(done), Code::kInvalidArgument, "ucx-packed has no one-sided reads");
   return next_id_++;
 }

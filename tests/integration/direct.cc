@@ -216,7 +216,7 @@ transport::Completion DirectMapping::Read(const proto::ClaimReply& claim,
                              {claim.first_token, claim.first_token + claim.tokens});
   if (!plan) return {.status = plan.error(), .before = {}, .after = {}, .bytes = 0};
   std::optional<transport::Completion> completion;
-  transport_->Read(peer_, *plan,
+  transport_->Read(peer_, transport::Whole(*plan),
                    {.region = meta_.record_region, .offset = rank.slot * sizeof(LeaseRecord)},
                    std::chrono::steady_clock::now() + kPatience,
                    [&completion](const transport::Completion& done) { completion = done; });

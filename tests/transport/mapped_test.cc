@@ -3,10 +3,13 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 
 #include "tests/transport/child.h"
@@ -50,7 +53,7 @@ class MappedTest : public testing::Test {
   Completion Read(Node& reader, PeerHandle peer, const CopyPlan& plan, GuardRef guard,
                   Duration timeout = seconds(20)) {
     return reader.Await([&](Done done) {
-      return reader.transport().Read(peer, plan, guard, In(timeout), std::move(done));
+      return reader.transport().Read(peer, Whole(plan), guard, In(timeout), std::move(done));
     });
   }
   // Starts an owner process; its first line is in `spec_`.
@@ -114,7 +117,7 @@ TEST_F(MappedTest, MemoryOfKilledOwnerIsUnmappedWithinASecond) {
 
   // A read that would go on for hours is under way when the owner dies.
   std::optional<Completion> done;
-  reader.transport().Read(*peer, Endless(), Node::guard(0), In(seconds(60)),
+  reader.transport().Read(*peer, Whole(Endless()), Node::guard(0), In(seconds(60)),
                           [&](Completion c) { done = std::move(c); });
   reader.control().RunFor(milliseconds(30));
   ASSERT_FALSE(done.has_value());
@@ -148,7 +151,7 @@ TEST_F(MappedTest, CancelAndDeadlineEndAReadWithinMilliseconds) {
   ASSERT_TRUE(peer.has_value());
 
   std::optional<Completion> done;
-  const OpId op = reader.transport().Read(*peer, Endless(), Node::guard(0), In(seconds(60)),
+  const OpId op = reader.transport().Read(*peer, Whole(Endless()), Node::guard(0), In(seconds(60)),
                                           [&](Completion c) { done = std::move(c); });
   reader.control().RunFor(milliseconds(30));
   ASSERT_FALSE(done.has_value());
@@ -176,7 +179,7 @@ TEST_F(MappedTest, SmallReadDoesNotWaitForALargeOne) {
   const auto peer = reader.Connect(owner.Spec("owner"));
   ASSERT_TRUE(peer.has_value());
   std::optional<Completion> large;
-  reader.transport().Read(*peer, Endless(), Node::guard(0), In(seconds(60)),
+  reader.transport().Read(*peer, Whole(Endless()), Node::guard(0), In(seconds(60)),
                           [&](Completion c) { large = std::move(c); });
   EXPECT_TRUE(Read(reader, *peer, Contiguous(0, 64), Node::guard(0)).status.ok());
   EXPECT_FALSE(large.has_value());
@@ -193,7 +196,7 @@ TEST_F(MappedTest, DestructionCancelsWhatIsInFlight) {
   const auto peer = reader.Connect(owner.Spec("owner"));
   ASSERT_TRUE(peer.has_value());
   std::optional<Completion> done;
-  reader.transport().Read(*peer, Endless(), Node::guard(0), In(seconds(60)),
+  reader.transport().Read(*peer, Whole(Endless()), Node::guard(0), In(seconds(60)),
                           [&](Completion c) { done = std::move(c); });
   reader.DestroyTransport();
   EXPECT_EQ(TimesMapped("kvrelay-test-kv"), mapped);
@@ -408,6 +411,86 @@ TEST(MappedAddressTest, DecodesOnlyWhatItEncodes) {
   EXPECT_FALSE(MappedAddress::Decode("kvrelay-mapped-1 b -1 5 /a").has_value());
   EXPECT_FALSE(MappedAddress::Decode("kvrelay-mapped-1 b 1 5 a").has_value());
   EXPECT_FALSE(MappedAddress::Decode(good + std::string(1000, 'x')).has_value());
+}
+
+// Reads the KV in portions of what the lease's progress newly allows: a token is kToken bytes.
+class Following {
+ public:
+  static constexpr uint64_t kToken = 1 << 16;
+
+  Following(GuardExpectation want, uint32_t tokens) : want_(want), tokens_(tokens) {}
+
+  NextPortion next() {
+    return [this](const GuardWords& words) -> Result<Portion> {
+      if (!IsLease(want_, words)) return Error(Code::kStaleRead, "the lease has ended");
+      const uint32_t ready = std::min(tokens_, Progress::Unpack(words.w1).tokens);
+      Portion portion{.plan = {}, .last = ready == tokens_};
+      if (ready > done_) {
+        portion.plan = Contiguous(done_ * kToken, (ready - done_) * kToken);
+        ++portions_;
+      }
+      done_ = ready;
+      return portion;
+    };
+  }
+  int portions() const { return portions_; }
+
+ private:
+  const GuardExpectation want_;
+  const uint32_t tokens_;
+  uint32_t done_ = 0;
+  std::atomic<int> portions_{0};
+};
+
+TEST_F(MappedTest, FollowsAPromptThatIsBeingComputed) {
+  Node owner("mapped", dir_.path(), kKvBytes);
+  Node reader("mapped", dir_.path(), kKvBytes);
+  std::memset(reader.kv(), 0, kKvBytes);
+  owner.StartLease(0, 0);
+  const auto peer = reader.Connect(owner.Spec("owner"));
+  ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+  constexpr uint32_t kTokens = 100;
+  Following following(Lease(owner.Spec(""), 0, kTokens), kTokens);
+  std::optional<Completion> done;
+  reader.transport().Read(*peer, following.next(), Node::guard(0), In(seconds(20)),
+                          [&](Completion completion) { done = std::move(completion); });
+  std::memset(owner.kv(), 0, kKvBytes);
+  for (uint32_t tokens = 10; tokens <= kTokens; tokens += 10) {
+    reader.control().RunFor(milliseconds(5));
+    EXPECT_FALSE(done.has_value()) << "before token " << tokens;
+    std::memset(owner.kv() + (tokens - 10) * Following::kToken, static_cast<int>(tokens),
+                10 * Following::kToken);
+    owner.record(0)->Publish({.tokens = tokens, .chunk_end = tokens, .layers = 0});
+  }
+  ASSERT_TRUE(reader.control().RunUntil([&] { return done.has_value(); }));
+  ASSERT_TRUE(done->status.ok()) << done->status.ToString();
+  EXPECT_EQ(done->bytes, kTokens * Following::kToken);
+  EXPECT_TRUE(GuardHolds(Lease(owner.Spec(""), 0, kTokens), done->before, done->after));
+  EXPECT_GT(following.portions(), 2) << "it moved while more was computed";
+  EXPECT_EQ(std::memcmp(reader.kv(), owner.kv(), kTokens * Following::kToken), 0);
+}
+
+TEST_F(MappedTest, AReadThatWaitsHearsOfTheLeasesEndAndOfItsDeadline) {
+  Node owner("mapped", dir_.path(), kKvBytes);
+  Node reader("mapped", dir_.path(), kKvBytes);
+  owner.StartLease(0, 10);
+  const auto peer = reader.Connect(owner.Spec("owner"));
+  ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+  Following late(Lease(owner.Spec(""), 0), 100);
+  const Completion timed_out = reader.Await([&](Done done) {
+    return reader.transport().Read(*peer, late.next(), Node::guard(0), In(milliseconds(30)),
+                                   std::move(done));
+  });
+  EXPECT_EQ(timed_out.status.code(), Code::kDeadlineExceeded) << timed_out.status.ToString();
+  Following ended(Lease(owner.Spec(""), 0), 100);
+  const Completion stale = reader.Await([&](Done done) {
+    const OpId op = reader.transport().Read(*peer, ended.next(), Node::guard(0), In(seconds(20)),
+                                            std::move(done));
+    reader.control().RunFor(milliseconds(5));
+    owner.record(0)->End();
+    return op;
+  });
+  EXPECT_EQ(stale.status.code(), Code::kStaleRead) << stale.status.ToString();
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/random.h"
+#include "transport/ucx_rail.h"
 
 namespace kvrelay::transport {
 namespace {
@@ -90,7 +91,7 @@ GuardExpectation Lease(const PeerSpec& owner, uint32_t slot, uint32_t tokens) {
   return {.epoch = EpochOf(slot),
           .incarnation = owner.incarnation,
           .table_hash = HashOf(slot),
-          .tokens = tokens};
+          .extent = {.tokens = tokens}};
 }
 
 Node::Node(const std::string& path, const std::string& run_dir, uint64_t kv_bytes,
@@ -109,7 +110,9 @@ Node::Node(const std::string& path, const std::string& run_dir, uint64_t kv_byte
   options.run_dir = run_dir;
   options.incarnation = incarnation_;
   if (change) change(options);
-  auto transport = path == "mapped" ? CreateMapped(options) : CreateUcxPacked(options);
+  auto transport = path == "mapped"     ? CreateMapped(options)
+                   : path == "ucx-rail" ? CreateUcxRail(options)
+                                        : CreateUcxPacked(options);
   if (!transport.has_value()) {
     fprintf(stderr, "%s\n", transport.error().ToString().c_str());
     std::abort();

@@ -29,12 +29,15 @@ class PackedReceiverTest : public testing::Test {
                   [](const Done& done, Completion completion) { done(std::move(completion)); }) {}
 
   void Expect(StreamId stream, OpId op = 1, PeerHandle peer = 1) {
+    Expect(stream, ReceivePlan(kChunks, kChunk), op, peer);
+  }
+  void Expect(StreamId stream, StreamPlan plan, OpId op = 1, PeerHandle peer = 1) {
     receiver_.Start({.op = op,
                      .peer = peer,
                      .peer_name = "owner",
                      .incarnation = 77,
                      .stream = stream,
-                     .plan = ReceivePlan(kChunks, kChunk),
+                     .plan = std::move(plan),
                      .want = Lease(kOwner, 0),
                      .deadline = TimePoint(std::chrono::seconds(10)),
                      .done = [this](Completion completion) {
@@ -90,20 +93,55 @@ TEST_F(PackedReceiverTest, CompletesWhenEveryChunkIsUnpacked) {
   EXPECT_EQ(completions_, 1);
 }
 
-TEST_F(PackedReceiverTest, AChunkOutOfOrderFailsAndIsNotUnpacked) {
-  for (const uint32_t wrong : {0U, 2U, 3U, 4U, 1000U}) {
+TEST_F(PackedReceiverTest, ChunksComeInAnyOrder) {
+  Expect(5);
+  for (const uint32_t chunk : {2U, 0U, 3U, 1U}) {
+    EXPECT_EQ(completions_, 0);
+    Arrive(Header(5, chunk));
+  }
+  EXPECT_EQ(completions_, 1);
+  EXPECT_TRUE(last_.status.ok()) << last_.status.ToString();
+  for (uint32_t chunk = 0; chunk < kChunks; ++chunk) {
+    EXPECT_EQ(memory_[chunk * kChunk], static_cast<std::byte>(chunk));
+  }
+}
+
+TEST_F(PackedReceiverTest, AChunkThatIsNotDueFailsAndIsNotUnpacked) {
+  for (const uint32_t wrong : {0U, 4U, 1000U}) {
     std::memset(memory_.data(), 0x5a, memory_.size());
     completions_ = 0;
     Expect(5);
     Arrive(Header(5, 0));
-    Arrive(Header(5, wrong));  // 1 was due
+    std::memset(memory_.data(), 0x5a, memory_.size());
+    Arrive(Header(5, wrong));
     ASSERT_EQ(completions_, 1) << wrong;
     EXPECT_EQ(last_.status.code(), Code::kInternal);
-    EXPECT_THAT(last_.status.message(), HasSubstr("chunk 1 of 4 was due"));
-    EXPECT_TRUE(Untouched(1) && Untouched(2) && Untouched(3));
+    EXPECT_THAT(last_.status.message(),
+                HasSubstr(wrong == 0 ? "chunk 0 came twice" : "in a stream of 4 chunks"));
     // What still comes is dropped.
     Arrive(Header(5, 1));
-    EXPECT_TRUE(Untouched(1));
+    for (uint32_t chunk = 0; chunk < kChunks; ++chunk) EXPECT_TRUE(Untouched(chunk)) << chunk;
+  }
+}
+
+TEST_F(PackedReceiverTest, EachChunksGuardCoversItsOwnExtent) {
+  StreamPlan plan = ReceivePlan(kChunks, kChunk);
+  plan.extent_of = [](uint32_t chunk) { return KvExtent{.tokens = 25 * (chunk + 1), .layers = 2}; };
+  const auto arrive = [&](uint32_t chunk, const Progress& progress) {
+    PackedHeader header = Header(5, chunk);
+    header.before.w1 = progress.Pack();
+    Arrive(header);
+  };
+  for (const bool enough : {true, false}) {
+    completions_ = 0;
+    Expect(5, plan);
+    arrive(0, {.tokens = 25, .chunk_end = 25, .layers = 0});
+    arrive(1, {.tokens = 25, .chunk_end = 60, .layers = 2});
+    EXPECT_EQ(completions_, 0);
+    arrive(2, {.tokens = 25, .chunk_end = 75, .layers = enough ? 2U : 1U});
+    EXPECT_EQ(completions_, enough ? 0 : 1);
+    if (!enough) EXPECT_EQ(last_.status.code(), Code::kStaleRead);
+    receiver_.Cancel(1);
   }
 }
 

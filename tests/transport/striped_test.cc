@@ -47,7 +47,7 @@ class ScriptedRail final : public Transport {
     connecting.push_back({peer.address, std::move(connected), std::move(on_death)});
   }
   void Disconnect(PeerHandle peer) override { disconnected.insert(peer); }
-  OpId Read(PeerHandle, CopyPlan, GuardRef, TimePoint, Done) override { return 0; }
+  OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done) override { return 0; }
   OpId StartPackedReceive(PeerHandle peer, StreamId, StreamPlan plan, GuardExpectation, TimePoint,
                           Done done) override {
     started[++last_] = {peer, {}, std::move(plan), std::move(done)};
@@ -327,17 +327,18 @@ TEST(StripedUcxTest, AnyNumberOfRailsOnEitherSide) {
     const auto peer = reader.Connect(owner.Spec("owner"));
     ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
     bool sent = false;
-    owner.transport().StartPackedSend(reader.Spec("reader"), 5, SendPlan(kChunks, kChunk),
-                                      owner.record(0), Lease(owner.Spec(""), 0), In(seconds(20)),
-                                      [&](const Completion& done) {
-                                        EXPECT_TRUE(done.status.ok()) << done.status.ToString();
-                                        EXPECT_EQ(done.bytes, kKvBytes);
-                                        sent = true;
-                                      });
     const Completion done = reader.Await([&](Done received) {
-      return reader.transport().StartPackedReceive(*peer, 5, ReceivePlan(kChunks, kChunk),
-                                                   Lease(owner.Spec(""), 0), In(seconds(20)),
-                                                   std::move(received));
+      const OpId op = reader.transport().StartPackedReceive(*peer, 5, ReceivePlan(kChunks, kChunk),
+                                                            Lease(owner.Spec(""), 0),
+                                                            In(seconds(20)), std::move(received));
+      owner.transport().StartPackedSend(reader.Spec("reader"), 5, SendPlan(kChunks, kChunk),
+                                        owner.record(0), Lease(owner.Spec(""), 0), In(seconds(20)),
+                                        [&](const Completion& end) {
+                                          EXPECT_TRUE(end.status.ok()) << end.status.ToString();
+                                          EXPECT_EQ(end.bytes, kKvBytes);
+                                          sent = true;
+                                        });
+      return op;
     });
     ASSERT_TRUE(done.status.ok()) << done.status.ToString();
     EXPECT_EQ(done.bytes, kKvBytes);

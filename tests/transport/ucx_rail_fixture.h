@@ -1,4 +1,4 @@
-// What the tests of `ucx-packed` share: an owner in another process, and streams from it.
+// What the tests of a UCX rail share: an owner in another process, and streams from it.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -23,14 +23,19 @@ inline constexpr uint64_t kKvBytes = 16 << 20;
 inline constexpr uint64_t kChunk = 256 << 10;
 inline constexpr uint32_t kAllChunks = kKvBytes / kChunk;
 
-class UcxPackedTest : public testing::Test {
+class UcxRailTest : public testing::Test {
  protected:
   Completion Receive(Node& reader, PeerHandle peer, StreamId stream, uint32_t chunks,
                      const GuardExpectation& want, const std::function<void()>& then,
                      Duration timeout = seconds(20)) {
+    return Receive(reader, peer, stream, ReceivePlan(chunks, kChunk), want, then, timeout);
+  }
+  Completion Receive(Node& reader, PeerHandle peer, StreamId stream, const StreamPlan& plan,
+                     const GuardExpectation& want, const std::function<void()>& then,
+                     Duration timeout = seconds(20)) {
     return reader.Await([&](Done done) {
-      const OpId op = reader.transport().StartPackedReceive(
-          peer, stream, ReceivePlan(chunks, kChunk), want, In(timeout), std::move(done));
+      const OpId op = reader.transport().StartPackedReceive(peer, stream, plan, want, In(timeout),
+                                                            std::move(done));
       then();
       return op;
     });
@@ -38,7 +43,7 @@ class UcxPackedTest : public testing::Test {
   std::unique_ptr<Child> StartOwner(uint64_t seed) {
     auto child = std::make_unique<Child>(
         "owner",
-        std::vector<std::string>{"ucx-packed", "", std::to_string(kKvBytes), std::to_string(seed)});
+        std::vector<std::string>{"ucx-rail", "", std::to_string(kKvBytes), std::to_string(seed)});
     const std::string line = child->Receive();
     EXPECT_EQ(line.substr(0, 6), "ready ");
     spec_ = FromText(line.substr(6));

@@ -1,4 +1,4 @@
-// What `ucx-packed` does when processes die or stop, leases end, and peers send nonsense.
+// What a UCX rail does when processes die or stop, leases end, and peers send nonsense.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <ucp/api/ucp.h>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/transport/ucx_packed_fixture.h"
+#include "tests/transport/ucx_rail_fixture.h"
 #include "transport/packed_wire.h"
 #include "transport/ucx_endpoint.h"
 #include "transport/ucx_worker.h"
@@ -18,12 +18,12 @@
 namespace kvrelay::transport {
 namespace {
 
-using UcxPackedFaultsTest = UcxPackedTest;
+using UcxRailFaultsTest = UcxRailTest;
 using testing::HasSubstr;
 
-TEST_F(UcxPackedFaultsTest, KilledOwnerFailsItsStreamsAtOnce) {
+TEST_F(UcxRailFaultsTest, KilledOwnerFailsItsStreamsAtOnce) {
   const auto owner = StartOwner(3);
-  Node reader("ucx-packed", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   bool dead = false;
   const auto peer = reader.Connect(spec_, [&] { dead = true; });
   ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
@@ -54,9 +54,9 @@ TEST_F(UcxPackedFaultsTest, KilledOwnerFailsItsStreamsAtOnce) {
   EXPECT_EQ(reader.FirstWrong(4, kKvBytes), std::nullopt);
 }
 
-TEST_F(UcxPackedFaultsTest, StoppedOwnerCostsADeadlineAndLateChunksAreDropped) {
+TEST_F(UcxRailFaultsTest, StoppedOwnerCostsADeadlineAndLateChunksAreDropped) {
   const auto owner = StartOwner(3);
-  Node reader("ucx-packed", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   const auto peer = reader.Connect(spec_);
   ASSERT_TRUE(peer.has_value());
   owner->Signal(SIGSTOP);
@@ -69,7 +69,7 @@ TEST_F(UcxPackedFaultsTest, StoppedOwnerCostsADeadlineAndLateChunksAreDropped) {
   EXPECT_THAT(late.status.message(), HasSubstr("0 of 8 chunks"));
   EXPECT_LT(In(seconds(0)) - begin, seconds(2));
   // A new peer does not wait for it for ever either.
-  Node second("ucx-packed", "", 1 << 20);
+  Node second("ucx-rail", "", 1 << 20);
   const auto refused = second.Connect(
       spec_, [] {}, milliseconds(200));
   ASSERT_FALSE(refused.has_value());
@@ -83,9 +83,9 @@ TEST_F(UcxPackedFaultsTest, StoppedOwnerCostsADeadlineAndLateChunksAreDropped) {
   for (uint64_t i = 0; i < 8 * kChunk; ++i) ASSERT_EQ(reader.kv()[i], std::byte{0x5a});
 }
 
-TEST_F(UcxPackedFaultsTest, LeaseThatEndsInMidStreamIsAStaleReadOnBothSides) {
-  Node owner("ucx-packed", "", kKvBytes);
-  Node reader("ucx-packed", "", kKvBytes);
+TEST_F(UcxRailFaultsTest, LeaseThatEndsInMidStreamIsAStaleReadOnBothSides) {
+  Node owner("ucx-rail", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   owner.Fill(1);
   owner.StartLease(0);
   std::memset(reader.kv(), 0x5a, kKvBytes);
@@ -111,9 +111,9 @@ TEST_F(UcxPackedFaultsTest, LeaseThatEndsInMidStreamIsAStaleReadOnBothSides) {
   for (uint64_t i = 5 * kChunk; i < 20 * kChunk; ++i) ASSERT_EQ(reader.kv()[i], std::byte{0x5a});
 }
 
-TEST_F(UcxPackedFaultsTest, ReaderThrowsAwayAnotherLeasesChunks) {
-  Node owner("ucx-packed", "", kKvBytes);
-  Node reader("ucx-packed", "", kKvBytes);
+TEST_F(UcxRailFaultsTest, ReaderThrowsAwayAnotherLeasesChunks) {
+  Node owner("ucx-rail", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   owner.Fill(1);
   owner.StartLease(0);
   std::memset(reader.kv(), 0x5a, kKvBytes);
@@ -130,9 +130,9 @@ TEST_F(UcxPackedFaultsTest, ReaderThrowsAwayAnotherLeasesChunks) {
   for (uint64_t i = 0; i < 3 * kChunk; ++i) ASSERT_EQ(reader.kv()[i], std::byte{0x5a});
 }
 
-TEST_F(UcxPackedFaultsTest, SidesThatCutDifferentlyFailClearly) {
-  Node owner("ucx-packed", "", kKvBytes);
-  Node reader("ucx-packed", "", kKvBytes);
+TEST_F(UcxRailFaultsTest, SidesThatCutDifferentlyFailClearly) {
+  Node owner("ucx-rail", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   owner.StartLease(0);
   const auto peer = reader.Connect(owner.Spec("owner"));
   ASSERT_TRUE(peer.has_value());
@@ -163,14 +163,14 @@ TEST_F(UcxPackedFaultsTest, SidesThatCutDifferentlyFailClearly) {
   };
   const auto [received, sent] = exchange(5, beyond);
   EXPECT_EQ(received.code(), Code::kPeerUnreachable) << received.ToString();
-  EXPECT_THAT(received.message(), HasSubstr("stopped the stream before chunk 2 of 4"));
+  EXPECT_THAT(received.message(), HasSubstr("stopped the stream after 2 of 4 chunks"));
   EXPECT_EQ(sent.code(), Code::kInvalidArgument) << sent.ToString();
   // Nothing of that breaks the way.
   EXPECT_TRUE(exchange(6, SendPlan(4, kChunk)).first.ok());
 }
 
-TEST_F(UcxPackedFaultsTest, ForeignMessagesAreCountedAndHarmless) {
-  Node reader("ucx-packed", "", kKvBytes);
+TEST_F(UcxRailFaultsTest, ForeignMessagesAreCountedAndHarmless) {
+  Node reader("ucx-rail", "", kKvBytes);
   const auto address = PackedAddress::Decode(reader.Spec("").address);
   ASSERT_TRUE(address.has_value());
   auto context = UcxContext::Create({.interface = "lo", .message_bytes = kChunk});
@@ -254,8 +254,8 @@ TEST_F(UcxPackedFaultsTest, ForeignMessagesAreCountedAndHarmless) {
               }).status.ok());
 }
 
-TEST_F(UcxPackedFaultsTest, KilledReaderFreesTheOwnersSide) {
-  Node owner("ucx-packed", "", kKvBytes);
+TEST_F(UcxRailFaultsTest, KilledReaderFreesTheOwnersSide) {
+  Node owner("ucx-rail", "", kKvBytes);
   owner.StartLease(0);
   for (const bool stopped : {false, true}) {
     // The other process is the reader now: it expects nothing and drops what comes.
@@ -279,11 +279,11 @@ TEST_F(UcxPackedFaultsTest, KilledReaderFreesTheOwnersSide) {
   }
 }
 
-TEST_F(UcxPackedFaultsTest, StoppedReaderDoesNotStarveOthers) {
-  Node owner("ucx-packed", "", kKvBytes);
+TEST_F(UcxRailFaultsTest, StoppedReaderDoesNotStarveOthers) {
+  Node owner("ucx-rail", "", kKvBytes);
   owner.Fill(9);
   owner.StartLease(0);
-  Node reader("ucx-packed", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   const auto peer = reader.Connect(owner.Spec("owner"));
   ASSERT_TRUE(peer.has_value());
   std::vector<std::unique_ptr<Child>> stopped;

@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-#include "tests/transport/ucx_packed_fixture.h"
+#include "tests/transport/ucx_rail_fixture.h"
 #include "transport/packed_wire.h"
 #include "transport/ucx_version.h"
 
@@ -24,9 +24,9 @@ namespace {
 
 using testing::HasSubstr;
 
-TEST_F(UcxPackedTest, StreamsFromAnotherProcess) {
+TEST_F(UcxRailTest, StreamsFromAnotherProcess) {
   const auto owner = StartOwner(3);
-  Node reader("ucx-packed", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   const auto peer = reader.Connect(spec_);
   ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
   for (const uint32_t chunks : {1U, 2U, 7U, kAllChunks}) {
@@ -41,10 +41,10 @@ TEST_F(UcxPackedTest, StreamsFromAnotherProcess) {
   }
 }
 
-TEST_F(UcxPackedTest, TwoProcessesWorthOfStreamsCrossAtOnce) {
-  Node a("ucx-packed", "", kKvBytes);
-  Node b("ucx-packed", "", kKvBytes);
-  Node c("ucx-packed", "", kKvBytes);
+TEST_F(UcxRailTest, TwoProcessesWorthOfStreamsCrossAtOnce) {
+  Node a("ucx-rail", "", kKvBytes);
+  Node b("ucx-rail", "", kKvBytes);
+  Node c("ucx-rail", "", kKvBytes);
   a.Fill(1);
   a.StartLease(0);
   b.Fill(2);
@@ -94,9 +94,9 @@ TEST_F(UcxPackedTest, TwoProcessesWorthOfStreamsCrossAtOnce) {
   EXPECT_EQ(b.FirstWrong(1, 10 * kChunk), std::nullopt);
 }
 
-TEST_F(UcxPackedTest, CancelledReceiveIsNotWrittenAnyMore) {
+TEST_F(UcxRailTest, CancelledReceiveIsNotWrittenAnyMore) {
   const auto owner = StartOwner(3);
-  Node reader("ucx-packed", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   const auto peer = reader.Connect(spec_);
   ASSERT_TRUE(peer.has_value());
   std::optional<Completion> done;
@@ -128,10 +128,10 @@ TEST_F(UcxPackedTest, CancelledReceiveIsNotWrittenAnyMore) {
               }).status.ok());
 }
 
-TEST_F(UcxPackedTest, FirstChunkFindsAStreamThatWasJustStarted) {
+TEST_F(UcxRailTest, FirstChunkFindsAStreamThatWasJustStarted) {
   // Both threads are awake and busy, so that chunks come as early as they can.
-  Node owner("ucx-packed", "", kKvBytes);
-  Node reader("ucx-packed", "", kKvBytes);
+  Node owner("ucx-rail", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   owner.StartLease(0);
   const auto peer = reader.Connect(owner.Spec("owner"));
   ASSERT_TRUE(peer.has_value());
@@ -147,8 +147,8 @@ TEST_F(UcxPackedTest, FirstChunkFindsAStreamThatWasJustStarted) {
   }
 }
 
-TEST_F(UcxPackedTest, SaysWhyAnOwnerCannotBeReached) {
-  Node reader("ucx-packed", "", 1 << 20);
+TEST_F(UcxRailTest, SaysWhyAnOwnerCannotBeReached) {
+  Node reader("ucx-rail", "", 1 << 20);
   const auto owner = StartOwner(1);
   const auto why = [&](const PeerSpec& spec) {
     const auto peer = reader.Connect(
@@ -180,7 +180,7 @@ TEST_F(UcxPackedTest, SaysWhyAnOwnerCannotBeReached) {
   EXPECT_THAT(none.error().ToString(), HasSubstr("no network interface eth987"));
 }
 
-TEST_F(UcxPackedTest, UsersEnvironmentBreaksNothing) {
+TEST_F(UcxRailTest, UsersEnvironmentBreaksNothing) {
   const std::pair<const char*, const char*> hostile[] = {{"UCX_TLS", "ib"},
                                                          {"UCX_NET_DEVICES", "nothing0"},
                                                          {"UCX_RNDV_THRESH", "0"},
@@ -195,7 +195,7 @@ TEST_F(UcxPackedTest, UsersEnvironmentBreaksNothing) {
   for (const auto& [name, value] : hostile) setenv(name, value, 1);
   const auto owner = StartOwner(8);
   for (const auto& [name, value] : hostile) unsetenv(name);
-  Node reader("ucx-packed", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
   const auto peer = reader.Connect(spec_);
   ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
   const Completion done = Receive(reader, *peer, 1, kAllChunks, Lease(spec_, 0),
@@ -205,8 +205,8 @@ TEST_F(UcxPackedTest, UsersEnvironmentBreaksNothing) {
 }
 
 // Inodes of this process's sockets, and the local address of every TCP socket that listens.
-TEST_F(UcxPackedTest, ListensOnLoopbackOnly) {
-  Node node("ucx-packed", "", 1 << 20);
+TEST_F(UcxRailTest, ListensOnLoopbackOnly) {
+  Node node("ucx-rail", "", 1 << 20);
   std::set<std::string> inodes;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
     std::error_code error;
@@ -230,17 +230,17 @@ TEST_F(UcxPackedTest, ListensOnLoopbackOnly) {
   EXPECT_GT(listening, 0);
 }
 
-TEST_F(UcxPackedTest, ManyConnectionsLeaveNothingBehind) {
+TEST_F(UcxRailTest, ManyConnectionsLeaveNothingBehind) {
   const auto owner = StartOwner(1);
   const auto descriptors = [] {
     return std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
                          std::filesystem::directory_iterator());
   };
-  Node steady("ucx-packed", "", 1 << 20);
+  Node steady("ucx-rail", "", 1 << 20);
   ASSERT_TRUE(steady.Connect(spec_).has_value());
   const auto before = descriptors();
   for (int i = 0; i < 20; ++i) {
-    Node reader("ucx-packed", "", 1 << 20);
+    Node reader("ucx-rail", "", 1 << 20);
     const auto peer = reader.Connect(spec_);
     ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
     ASSERT_TRUE(Receive(reader, *peer, 1, 2, Lease(spec_, 0), [&] {
@@ -251,9 +251,9 @@ TEST_F(UcxPackedTest, ManyConnectionsLeaveNothingBehind) {
   EXPECT_TRUE(steady.control().RunUntil([&] { return descriptors() <= before; }, seconds(5)));
 }
 
-TEST_F(UcxPackedTest, SleepsWhenNothingHappens) {
-  Node a("ucx-packed", "", 1 << 20);
-  Node b("ucx-packed", "", 1 << 20);
+TEST_F(UcxRailTest, SleepsWhenNothingHappens) {
+  Node a("ucx-rail", "", 1 << 20);
+  Node b("ucx-rail", "", 1 << 20);
   ASSERT_TRUE(a.Connect(b.Spec("b")).has_value());
   std::this_thread::sleep_for(milliseconds(50));
   timespec begin{};
@@ -268,6 +268,79 @@ TEST_F(UcxPackedTest, SleepsWhenNothingHappens) {
 
 TEST(UcxVersionTest, IsThatOfTheLibrary) {
   EXPECT_THAT(UcxVersion(), testing::MatchesRegex("1\\.[0-9]+\\.[0-9]+.*"));
+}
+
+// Chunk c holds the tokens [25 * (c / 4), + 25) of layer c % 4.
+KvExtent ExtentOf(uint32_t chunk) {
+  return {.tokens = 25 * (chunk / 4 + 1), .layers = chunk % 4 + 1};
+}
+
+TEST_F(UcxRailTest, FollowsAPromptThatIsBeingComputed) {
+  constexpr uint32_t kLayers = 4;
+  constexpr uint32_t kChunks = 4 * kLayers;
+  Node owner("ucx-rail", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
+  owner.Fill(5);
+  owner.StartLease(0, 0);
+  std::memset(reader.kv(), 0, kKvBytes);
+  const auto peer = reader.Connect(owner.Spec("owner"));
+  ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+  StreamPlan receive = ReceivePlan(kChunks, kChunk);
+  receive.extent_of = ExtentOf;
+  StreamPlan send = SendPlan(kChunks, kChunk);
+  send.extent_of = ExtentOf;
+  std::optional<Completion> received;
+  std::optional<Completion> sent;
+  reader.transport().StartPackedReceive(*peer, 9, receive, Lease(owner.Spec(""), 0),
+                                        In(seconds(20)),
+                                        [&](Completion done) { received = std::move(done); });
+  owner.transport().StartPackedSend(reader.Spec("reader"), 9, send, owner.record(0),
+                                    Lease(owner.Spec(""), 0), In(seconds(20)),
+                                    [&](Completion done) { sent = std::move(done); });
+  const auto first_of = [&](uint32_t chunk) { return reader.kv() + chunk * kChunk; };
+  const auto arrived = [&](uint32_t chunk) {
+    return std::memcmp(first_of(chunk), owner.kv() + chunk * kChunk, kChunk) == 0;
+  };
+  for (uint32_t part = 0; part < 4; ++part) {
+    for (uint32_t layer = 0; layer < kLayers; ++layer) {
+      const uint32_t chunk = part * kLayers + layer;
+      owner.control().RunFor(milliseconds(3));
+      EXPECT_FALSE(arrived(chunk)) << "chunk " << chunk << " was not computed yet";
+      EXPECT_FALSE(received.has_value() || sent.has_value());
+      owner.record(0)->Publish(
+          {.tokens = 25 * part, .chunk_end = 25 * (part + 1), .layers = layer + 1});
+      EXPECT_TRUE(reader.control().RunUntil([&] { return arrived(chunk); })) << chunk;
+    }
+  }
+  EXPECT_TRUE(reader.control().RunUntil([&] { return received.has_value(); }));
+  EXPECT_TRUE(owner.control().RunUntil([&] { return sent.has_value(); }));
+  EXPECT_TRUE(received->status.ok()) << received->status.ToString();
+  EXPECT_TRUE(sent->status.ok()) << sent->status.ToString();
+  EXPECT_EQ(reader.FirstWrong(5, kChunks * kChunk), std::nullopt);
+}
+
+TEST_F(UcxRailTest, AStreamThatWaitsHearsOfTheLeasesEnd) {
+  Node owner("ucx-rail", "", kKvBytes);
+  Node reader("ucx-rail", "", kKvBytes);
+  owner.StartLease(0, 25);
+  const auto peer = reader.Connect(owner.Spec("owner"));
+  ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+  StreamPlan receive = ReceivePlan(8, kChunk);
+  receive.extent_of = ExtentOf;
+  StreamPlan send = SendPlan(8, kChunk);
+  send.extent_of = ExtentOf;
+  std::optional<Completion> sent;
+  const Completion received = Receive(reader, *peer, 9, receive, Lease(owner.Spec(""), 0), [&] {
+    owner.transport().StartPackedSend(reader.Spec("reader"), 9, send, owner.record(0),
+                                      Lease(owner.Spec(""), 0), In(seconds(20)),
+                                      [&](Completion done) { sent = std::move(done); });
+    owner.control().RunFor(milliseconds(10));
+    EXPECT_FALSE(sent.has_value());
+    owner.record(0)->End();
+  });
+  EXPECT_FALSE(received.status.ok());
+  EXPECT_TRUE(owner.control().RunUntil([&] { return sent.has_value(); }));
+  EXPECT_EQ(sent->status.code(), Code::kStaleRead) << sent->status.ToString();
 }
 
 }  // namespace
