@@ -52,6 +52,8 @@ void Fetch::Try() {
   }
   ++tries_;
   trying_ = true;
+  computed_ = false;
+  loaded_ = false;
   failure_ = Status::Ok();
   endpoint_ = *endpoint;
   tried_.insert(endpoint_);
@@ -103,6 +105,11 @@ Status Fetch::CheckTicket(const proto::Ticket& ticket) const {
 void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
   if (!more) call_ = 0;
   if (!trying_) return;
+  if (loaded_ && !body.has_value()) {  // the worker has nothing to give any more
+    computed_at_ = context_.env.clock.Now();
+    computed_ = true;
+    return EndIfComplete();
+  }
   const auto reply = body.has_value() ? proto::Decode<proto::PrefillReply>(*body)
                                       : Result<proto::PrefillReply>(tl::unexpected(body.error()));
   if (!reply.has_value()) return EndTry(reply.error().Wrap("prefill " + endpoint_));
@@ -111,7 +118,7 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
     env.clock.Cancel(std::exchange(timer_, 0));
     return;
   }
-  if (!load_) {
+  if (!load_ && !loaded_) {
     if (Status status = CheckTicket(reply->ticket); !status.ok()) return EndTry(status);
     load_ = std::make_shared<Load>(
         context_, prefixes_,
@@ -121,11 +128,18 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
                                      const Result<LoadResult>& r) { self->OnLoaded(r); },
                      .drained = [self = shared_from_this()] { self->OnDrained(); }});
     load_->Start();
+    if (options_.stream) load_->SetReady();
   }
-  if (!reply->finished) return;
-  ready_at_ = env.clock.Now();
-  result_.queue_ms = reply->queue_ms;
-  result_.compute_ms = reply->compute_ms;
+  if (reply->finished) OnComputed(*reply);
+}
+
+void Fetch::OnComputed(const proto::PrefillReply& reply) {
+  Env& env = context_.env;
+  computed_ = true;
+  computed_at_ = env.clock.Now();
+  result_.queue_ms = reply.queue_ms;
+  result_.compute_ms = reply.compute_ms;
+  if (loaded_) return EndIfComplete();
   timer_ = env.clock.CallAfter(options_.load_timeout, [self = shared_from_this()] {
     self->timer_ = 0;
     self->EndTry({Code::kDeadlineExceeded,
@@ -140,7 +154,14 @@ void Fetch::OnLoaded(const Result<LoadResult>& result) {
   if (!trying_) return;
   if (!result.has_value()) return EndTry(result.error());
   result_.load = *result;
-  result_.claim_wait_ms = ToMillis(context_.env.clock.Now() - ready_at_);
+  loaded_ = true;
+  EndIfComplete();
+}
+
+// The KV may be here before the prefill worker's last word, which has the times.
+void Fetch::EndIfComplete() {
+  if (!computed_ || !loaded_) return;
+  result_.wait_ms = ToMillis(context_.env.clock.Now() - computed_at_);
   EndTry(Status::Ok());
 }
 
@@ -160,7 +181,7 @@ void Fetch::EndTry(const Status& status) {
 
 void Fetch::OnDrained() {
   load_.reset();
-  AfterTry();
+  if (!trying_) AfterTry();
 }
 
 void Fetch::AfterTry() {

@@ -30,7 +30,7 @@ struct FetchResult {
   uint32_t retries = 0;
   double queue_ms = 0;  // in the prefill worker
   double compute_ms = 0;
-  double claim_wait_ms = 0;  // from the finished prefill to the KV here
+  double wait_ms = 0;  // from the finished prefill to the KV here
 };
 
 struct FetchOptions {
@@ -39,6 +39,7 @@ struct FetchOptions {
       Millis(5000);  // a prefill worker offers at once; silence means that it hangs
   Duration load_timeout =
       Millis(30'000);  // from the finished prefill to the KV here (--pull_timeout_ms)
+  bool stream = true;  // pull while the prompt is computed, not after it (--stream_pulls)
 };
 
 // Control thread of the leader. Keeps itself alive until it is over.
@@ -56,7 +57,9 @@ class Fetch : public std::enable_shared_from_this<Fetch> {
   void Try();
   void OnPrefillReply(const Result<std::string>& body, bool more);
   Status CheckTicket(const proto::Ticket& ticket) const;
+  void OnComputed(const proto::PrefillReply& reply);
   void OnLoaded(const Result<LoadResult>& result);
+  void EndIfComplete();
   void OnDrained();
   void EndTry(const Status& status);
   void AfterTry();
@@ -81,7 +84,9 @@ class Fetch : public std::enable_shared_from_this<Fetch> {
   Clock::TimerId deadline_timer_ = 0;
   std::shared_ptr<Load> load_;
   bool trying_ = false;
-  TimePoint ready_at_;
+  bool computed_ = false;  // the prefill worker has finished
+  bool loaded_ = false;    // the KV is here
+  TimePoint computed_at_;
   Status failure_;
   FetchResult result_;
 };

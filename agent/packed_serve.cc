@@ -95,10 +95,13 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
   transport::StreamPlan plan{
       .chunks = chunks->count(),
       .max_chunk_bytes = read->chunk_bytes,
-      .plan_chunk = [source](uint32_t chunk) {
-        return source->chunks.PlanPack(
-            {source->layout, source->shard, {source->blocks, source->first_token}}, chunk);
-      }};
+      .plan_chunk =
+          [source](uint32_t chunk) {
+            return source->chunks.PlanPack(
+                {source->layout, source->shard, {source->blocks, source->first_token}}, chunk);
+          },
+      .extent_of = [extent =
+                        KvExtent{.tokens = read->shape.tokens.end}](uint32_t) { return extent; }};
   const GuardExpectation want{.epoch = held.epoch,
                               .incarnation = identity_.incarnation,
                               .table_hash = held.table_hash,

@@ -107,7 +107,15 @@ Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, const proto
   part.bytes = plan->bytes();
   ++ops_in_flight_;
   part.op = peer.transport->Read(
-      peer.handle, transport::Whole(std::move(*plan)),
+      peer.handle,
+      [want = part.want,
+       plan = std::move(*plan)](const GuardWords& words) mutable -> Result<transport::Portion> {
+        if (!IsLease(want, words)) return Error(Code::kStaleRead, "the lease has ended");
+        if (!Covers(Progress::Unpack(words.w1), want.extent)) {
+          return transport::Portion{.plan = {}, .last = false};
+        }
+        return transport::Portion{.plan = std::move(plan), .last = true};
+      },
       {.region = peer.meta.record_region, .offset = rank.slot * sizeof(LeaseRecord)}, deadline_,
       OnDone(part));
   return Status::Ok();
@@ -143,10 +151,12 @@ Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::
   transport::StreamPlan plan{
       .chunks = chunks->count(),
       .max_chunk_bytes = chunk_bytes_,
-      .plan_chunk = [target](uint32_t chunk) {
-        return target->chunks.PlanUnpack(
-            {target->layout, target->shard, {target->blocks, target->first_token}}, chunk);
-      }};
+      .plan_chunk =
+          [target](uint32_t chunk) {
+            return target->chunks.PlanUnpack(
+                {target->layout, target->shard, {target->blocks, target->first_token}}, chunk);
+          },
+      .extent_of = [want = part.want](uint32_t) { return want.extent; }};
   ++ops_in_flight_;
   part.op = peer.transport->StartPackedReceive(peer.handle, part.stream, std::move(plan), part.want,
                                                deadline_, OnDone(part));

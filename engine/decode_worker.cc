@@ -2,6 +2,7 @@
 
 #include <glog/logging.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/random.h"
@@ -130,7 +131,7 @@ void DecodeWorker::OnFetched(const ActivePtr& active, const Result<agent::FetchR
                       .prefix_hit = load.prefix_hit,
                       .prefill_ms = result->queue_ms + result->compute_ms,
                       .handshake_ms = load.own.handshake_ms,
-                      .pull_ms = load.own.pull_ms};
+                      .pull_ms = std::min(load.own.pull_ms, result->wait_ms)};
   CountTransfer(active->transfer);
   engine_.Begin(active->number,
                 {.prefix = load.prefix, .prefix_progress = {}, .prompt_progress = {}});

@@ -19,7 +19,7 @@ struct TransferSummary {
   bool prefix_hit = false;
   double prefill_ms = 0;  // queue and computation in the prefill worker
   double handshake_ms = 0;
-  double pull_ms = 0;
+  double pull_ms = 0;  // what was left of it when the prompt was computed
 };
 
 // {"request_id":...,"finish_reason":...,"timing_ms":{"prefill","handshake","pull","ttft","total"},

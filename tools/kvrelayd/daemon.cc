@@ -96,6 +96,7 @@ Status Daemon::OpenAgent(const DaemonOptions& options) {
   to.lease_ttl = Millis(options.lease_ttl_ms);
   for (const Endpoint& prefill : options.prefill_workers) to.prefill.push_back(prefill.ToString());
   to.fetch.load_timeout = Millis(options.pull_timeout_ms);
+  to.fetch.stream = options.stream_pulls;
   KVRELAY_ASSIGN_OR_RETURN(
       agent_, agent::EngineAgent::Create(std::move(to), Caches(engine_->runner()), engine_->pool(),
                                          engine_->prefixes()));

@@ -56,6 +56,8 @@ void DaemonOptions::Declare(FlagSet& flags) {
               "how long an offered cache waits for its reader, in milliseconds");
   flags.Whole("pull_timeout_ms", &pull_timeout_ms, 1, proto::kMaxDurationMs,
               "deadline of one pull, in milliseconds");
+  flags.Switch("stream_pulls", &stream_pulls,
+               "decode: pulls the cache while the prompt is computed, not after it");
   flags.Text("data_interface", &data_interface, "NAME",
              "network interface of UCX; loopback when empty");
   flags.Switch("trusted_data_network", &trusted_data_network,

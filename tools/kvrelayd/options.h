@@ -32,6 +32,7 @@ struct DaemonOptions {
 
   uint32_t lease_ttl_ms = 30'000;
   uint32_t pull_timeout_ms = 30'000;
+  bool stream_pulls = true;
   uint32_t drain_timeout_ms = 10'000;
   std::string log_level = "info";
 
