@@ -100,8 +100,8 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
             return source->chunks.PlanPack(
                 {source->layout, source->shard, {source->blocks, source->first_token}}, chunk);
           },
-      .extent_of = [extent =
-                        KvExtent{.tokens = read->shape.tokens.end}](uint32_t) { return extent; }};
+      .extent_of = [source, first = identity_.shard.layer_begin](
+                       uint32_t chunk) { return source->chunks.ExtentOf(chunk, first); }};
   const GuardExpectation want{.epoch = held.epoch,
                               .incarnation = identity_.incarnation,
                               .table_hash = held.table_hash,

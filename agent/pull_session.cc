@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <utility>
 
+#include "agent/follow.h"
 #include "agent/table_hash.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
 namespace {
 
+// Of a stream: what has been computed of a prompt goes in pieces of this many tokens. Short enough
+// that little is left to send when the prompt is done, long enough that a chunk is not slivers.
+constexpr uint32_t kSegmentTokens = 128;
 constexpr RetryPolicy kReadPolicy{.tries = 3, .per_try = Millis(1000), .pause = Millis(10)};
 
 HashKey KeyOf(const proto::Meta& meta) {
@@ -91,7 +95,9 @@ Status PullSession::StartPart(Part& part, const ReadyPeer& peer) {
                .incarnation = rank.incarnation,
                .table_hash = TableHash(KeyOf(peer.meta), pull_.claim.blocks, pull_.hash,
                                        pull_.claim.first_token, pull_.claim.tokens),
-               .extent = {.tokens = pull_.tokens.end}};
+               .extent = {.tokens = pull_.tokens.end,
+                          .layers = std::min(rank.shard.layer_end(), identity_.shard.layer_end()) -
+                                    rank.shard.layer_begin}};
   part.transport = peer.transport;
   path_ = peer.path;
   return peer.transport->style() == transport::Style::kOneSided ? StartOneSided(part, peer, rank)
@@ -99,23 +105,17 @@ Status PullSession::StartPart(Part& part, const ReadyPeer& peer) {
 }
 
 Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank) {
-  auto plan =
-      PlanPull({peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}},
-               {identity_.layout, identity_.shard, {pull_.own_blocks, pull_.own_first_token}},
-               part.source.head_begin, part.source.head_end, pull_.tokens, part.source.head_group);
-  if (!plan.has_value()) return plan.error();
-  part.bytes = plan->bytes();
+  FollowSide owner{peer.meta.layout, peer.meta.shard, pull_.claim.blocks, pull_.claim.first_token};
+  FollowSide reader{identity_.layout, identity_.shard, pull_.own_blocks, pull_.own_first_token};
+  // What cannot be planned is refused before anything moves.
+  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan whole,
+                           PlanPull(owner.view(), reader.view(), part.source.head_begin,
+                                    part.source.head_end, pull_.tokens, part.source.head_group));
+  part.bytes = whole.bytes();
   ++ops_in_flight_;
   part.op = peer.transport->Read(
       peer.handle,
-      [want = part.want,
-       plan = std::move(*plan)](const GuardWords& words) mutable -> Result<transport::Portion> {
-        if (!IsLease(want, words)) return Error(Code::kStaleRead, "the lease has ended");
-        if (!Covers(Progress::Unpack(words.w1), want.extent)) {
-          return transport::Portion{.plan = {}, .last = false};
-        }
-        return transport::Portion{.plan = std::move(plan), .last = true};
-      },
+      Follow(std::move(owner), std::move(reader), part.source, pull_.tokens, part.want),
       {.region = peer.meta.record_region, .offset = rank.slot * sizeof(LeaseRecord)}, deadline_,
       OnDone(part));
   return Status::Ok();
@@ -134,7 +134,9 @@ Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::
             "layers of " + std::to_string(shapes.size()) +
                 " kinds can not be pulled in one stream: " + peer.meta.layout.ToString()};
   }
-  const StreamShape& shape = shapes.front();
+  StreamShape shape = shapes.front();
+  const uint32_t page = std::max(1U, shape.page_tokens);
+  shape.segment_tokens = (kSegmentTokens + page - 1) / page * page;
   const auto chunks = StreamChunks::Make(shape, chunk_bytes_, StreamScales(shape, owner));
   if (!chunks.has_value()) return chunks.error();
   part.bytes = shape.bytes();
@@ -156,7 +158,8 @@ Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::
             return target->chunks.PlanUnpack(
                 {target->layout, target->shard, {target->blocks, target->first_token}}, chunk);
           },
-      .extent_of = [want = part.want](uint32_t) { return want.extent; }};
+      .extent_of = [target, first = peer.meta.shard.layer_begin](
+                       uint32_t chunk) { return target->chunks.ExtentOf(chunk, first); }};
   ++ops_in_flight_;
   part.op = peer.transport->StartPackedReceive(peer.handle, part.stream, std::move(plan), part.want,
                                                deadline_, OnDone(part));
@@ -199,7 +202,9 @@ void PullSession::OnPartDone(size_t index, const transport::Completion& completi
   part.request.reset();
   if (!finished_) {
     Status status = completion.status;
-    if (status.ok() && !GuardHolds(part.want, completion.before, completion.after)) {
+    // Of a packed stream the transport has checked the guard around each chunk.
+    const bool checked = part.stream != 0;
+    if (status.ok() && !checked && !GuardHolds(part.want, completion.before, completion.after)) {
       status = {Code::kStaleRead,
                 "the lease changed while it was read; the bytes were thrown away"};
     }

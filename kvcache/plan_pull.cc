@@ -147,11 +147,15 @@ Status CheckServable(const KvLayout& owner, const KvShard& owner_shard, const Kv
 }
 
 Result<CopyPlan> PlanPull(const PullSide& owner, const PullSide& reader, uint32_t head_begin,
-                          uint32_t head_end, TokenRange tokens, uint32_t head_group) {
+                          uint32_t head_end, TokenRange tokens, uint32_t head_group,
+                          LayerRange layers) {
   KVRELAY_RETURN_IF_ERROR(CheckPull(owner, reader, head_begin, head_end, head_group));
   const Pull pull{owner, reader, head_begin, head_end - head_begin};
   CopyPlan plan;
-  for (const internal::CommonLayers& common : internal::CommonLayersOf(owner, reader)) {
+  for (internal::CommonLayers& common : internal::CommonLayersOf(owner, reader)) {
+    std::erase_if(common.layers,
+                  [&](uint32_t layer) { return layer < layers.begin || layer >= layers.end; });
+    if (common.layers.empty()) continue;
     const KvKind from = owner.layout.kind(common.owner_kind);
     const KvKind to = reader.layout.kind(common.reader_kind);
     if (from.head_group != head_group) continue;

@@ -48,9 +48,16 @@ struct PullSide {
 Status CheckServable(const KvLayout& owner, const KvShard& owner_shard, const KvLayout& reader,
                      const KvShard& reader_shard);
 
-// All layers of `head_group` that both hold, global KV heads [head_begin, head_end) of that group,
-// token range `tokens` (of layers that keep a window: those of it that the reader wants); nothing
-// for an empty range. Between layouts, block sizes and dtypes that differ in any way.
+// Global layers, [begin, end).
+struct LayerRange {
+  uint32_t begin = 0;
+  uint32_t end = UINT32_MAX;
+  bool operator==(const LayerRange&) const = default;
+};
+
+// All of `layers` in `head_group` that both hold, global KV heads [head_begin, head_end) of that
+// group, token range `tokens` (of layers that keep a window: those of it that the reader wants);
+// nothing for an empty range. Between layouts, block sizes and dtypes that differ in any way.
 //
 // Opaque pages are cut by block and head only: the range must begin at a page, and takes the whole
 // page in which it ends (what lies behind it in the reader's last page is overwritten).
@@ -59,6 +66,7 @@ Status CheckServable(const KvLayout& owner, const KvShard& owner_shard, const Kv
 // does not hold the heads, a table does not cover the range or a block id is out of range. Layouts
 // that did not pass KvLayout::Validate give a plan that CopyPlan::Validate may refuse.
 Result<CopyPlan> PlanPull(const PullSide& owner, const PullSide& reader, uint32_t head_begin,
-                          uint32_t head_end, TokenRange tokens, uint32_t head_group = 0);
+                          uint32_t head_end, TokenRange tokens, uint32_t head_group = 0,
+                          LayerRange layers = {});
 
 }  // namespace kvrelay

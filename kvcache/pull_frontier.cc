@@ -4,14 +4,14 @@
 
 namespace kvrelay {
 
-PullFrontier::PullFrontier(const PullPiece& all)
-    : all_(all), done_(all.layer_end - all.layer_begin, all.tokens.begin) {}
+PullFrontier::PullFrontier(const PullPiece& all, uint32_t unit)
+    : all_(all), unit_(unit), done_(all.layer_end - all.layer_begin, all.tokens.begin) {}
 
 std::optional<PullPiece> PullFrontier::Next(const Progress& progress) {
   const auto computed = [&](uint32_t layer) {
     const bool in_chunk = layer < progress.layers;
-    return std::min(in_chunk ? std::max(progress.tokens, progress.chunk_end) : progress.tokens,
-                    all_.tokens.end);
+    const uint32_t end = in_chunk ? std::max(progress.tokens, progress.chunk_end) : progress.tokens;
+    return end >= all_.tokens.end ? all_.tokens.end : end / unit_ * unit_;
   };
   PullPiece best;
   uint64_t most = 0;

@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
+#include "kvcache/plan_pull.h"
 
 namespace kvrelay {
 
@@ -21,8 +21,8 @@ struct PullPiece {
 // One thread at a time.
 class PullFrontier {
  public:
-  // What is wanted in all.
-  explicit PullFrontier(const PullPiece& all);
+  // What is wanted in all. Pieces end at multiples of `unit` tokens, or where `all` does.
+  explicit PullFrontier(const PullPiece& all, uint32_t unit = 1);
 
   // The largest piece that is computed and was not returned before; nullopt: there is none now.
   // Over all calls each token of each layer comes once. `progress` never goes back.
@@ -32,6 +32,7 @@ class PullFrontier {
 
  private:
   const PullPiece all_;
+  const uint32_t unit_;
   std::vector<uint32_t> done_;  // by layer: tokens before it were returned
 };
 

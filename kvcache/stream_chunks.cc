@@ -26,7 +26,8 @@ bool IsSane(const StreamShape& shape) {
                                             std::greater_equal<>()) == shape.layers.end();
   const bool pages = shape.page_tokens > 0 ? shape.page_tokens <= kMaxPageTokens &&
                                                  shape.page_bytes <= kMaxPageBytes &&
-                                                 shape.tokens.begin % shape.page_tokens == 0
+                                                 shape.tokens.begin % shape.page_tokens == 0 &&
+                                                 shape.segment_tokens % shape.page_tokens == 0
                                            : shape.page_bytes == 0;
   return !shape.layers.empty() && shape.layers.size() <= kMaxLayers && ascending && pages &&
          IsRange(shape.head_begin, shape.head_end, kMaxHeads) &&
@@ -122,17 +123,20 @@ Result<StreamChunks> StreamChunks::Make(StreamShape shape, uint64_t chunk_bytes,
     return Error(Code::kInvalidArgument,
                  std::to_string(scales.size()) + " scales of a " + Describe(shape));
   }
+  // A row of a segment fits into a chunk, so long rows make more segments.
   StreamChunks chunks;
   const uint64_t units = shape.units().size();
   const uint64_t units_fit = chunk_bytes / shape.row_bytes();
-  if (units_fit >= units) {
-    chunks.rows_per_chunk_ = units_fit / units;
-    chunks.units_per_chunk_ = static_cast<uint32_t>(units);
-  } else {
-    chunks.units_per_chunk_ = static_cast<uint32_t>(units_fit);
-    chunks.chunks_per_row_ = static_cast<uint32_t>((units + units_fit - 1) / units_fit);
-  }
-  if (Rows(shape) * chunks.chunks_per_row_ > std::numeric_limits<uint32_t>::max()) {
+  const uint64_t wanted =
+      shape.segment_tokens > 0 ? shape.segment_tokens / std::max(1U, shape.page_tokens) : units;
+  const uint64_t per_segment = std::min({units, units_fit, wanted});
+  chunks.units_per_segment_ = static_cast<uint32_t>(per_segment);
+  chunks.rows_per_chunk_ = units_fit / per_segment;
+  chunks.segments_ = static_cast<uint32_t>((units + per_segment - 1) / per_segment);
+  const uint64_t per_segment_chunks =
+      (Rows(shape) + chunks.rows_per_chunk_ - 1) / chunks.rows_per_chunk_;
+  chunks.chunks_per_segment_ = static_cast<uint32_t>(per_segment_chunks);
+  if (per_segment_chunks * chunks.segments_ > std::numeric_limits<uint32_t>::max()) {
     return Error(Code::kInvalidArgument, "too many chunks of " + std::to_string(chunk_bytes) +
                                              " bytes: " + Describe(shape));
   }
@@ -141,10 +145,7 @@ Result<StreamChunks> StreamChunks::Make(StreamShape shape, uint64_t chunk_bytes,
   return chunks;
 }
 
-uint32_t StreamChunks::count() const {
-  const uint64_t groups = (Rows(shape_) + rows_per_chunk_ - 1) / rows_per_chunk_;
-  return static_cast<uint32_t>(groups * chunks_per_row_);
-}
+uint32_t StreamChunks::count() const { return segments_ * chunks_per_segment_; }
 
 uint64_t StreamChunks::bytes(uint32_t chunk) const {
   const Cut cut = CutOf(chunk);
@@ -152,12 +153,20 @@ uint64_t StreamChunks::bytes(uint32_t chunk) const {
 }
 
 StreamChunks::Cut StreamChunks::CutOf(uint32_t chunk) const {
-  const uint64_t first_row = chunk / chunks_per_row_ * rows_per_chunk_;
+  const uint64_t first_row = chunk % chunks_per_segment_ * rows_per_chunk_;
   const TokenRange units = shape_.units();
-  const uint32_t begin = units.begin + chunk % chunks_per_row_ * units_per_chunk_;
+  const uint32_t begin = units.begin + chunk / chunks_per_segment_ * units_per_segment_;
   return {first_row,
           std::min(rows_per_chunk_, Rows(shape_) - first_row),
-          {begin, begin + std::min(units_per_chunk_, units.end - begin)}};
+          {begin, begin + std::min(units_per_segment_, units.end - begin)}};
+}
+
+KvExtent StreamChunks::ExtentOf(uint32_t chunk, uint32_t owner_layer_begin) const {
+  const Cut cut = CutOf(chunk);
+  const uint64_t last_row = cut.first_row + cut.rows - 1;
+  const uint32_t layer = shape_.layers[last_row / (TensorsPerLayer(shape_) * Heads(shape_))];
+  return {.tokens = std::min(cut.units.end * std::max(1U, shape_.page_tokens), shape_.tokens.end),
+          .layers = layer - owner_layer_begin + 1};
 }
 
 Result<CopyPlan> StreamChunks::Plan(std::string_view name, const PullSide& cache, uint32_t chunk,

@@ -10,19 +10,21 @@
 #include "base/status.h"
 #include "kvcache/copy_plan.h"
 #include "kvcache/layout.h"
+#include "kvcache/lease_record.h"
 #include "kvcache/plan_pull.h"
 
 namespace kvrelay {
 
-// What one packed read asks for, in the model's coordinates. Stream order: [layer][K or
-// V][head][token][dim]; of opaque pages: [layer][K or V][head][page].
+// What one packed read asks for, in the model's coordinates. Stream order: [segment][layer][K or
+// V][head][token][dim]; of opaque pages: [segment][layer][K or V][head][page].
 struct StreamShape {
   std::vector<uint32_t> layers;  // global, ascending; of one kind on either side
   uint32_t head_group = 0;
   uint32_t head_begin = 0;  // global KV heads
   uint32_t head_end = 0;
   TokenRange tokens;
-  DType dtype = DType::kFp32;  // of the stream's numbers
+  uint32_t segment_tokens = 0;  // tokens of each segment, whole pages; 0: all in one
+  DType dtype = DType::kFp32;   // of the stream's numbers
   uint32_t head_dim = 0;
   bool has_v = true;
   uint32_t page_tokens = 0;  // opaque pages: tokens of each, and its bytes; else 0
@@ -48,8 +50,8 @@ Result<std::vector<StreamShape>> StreamsOf(const PullSide& owner, const PullSide
 std::vector<float> StreamScales(const StreamShape& shape, const PullSide& owner);
 
 // The same stream cut into chunks of at most `chunk_bytes`, each whole rows of (layer, K|V, head)
-// or, when one row is longer than that, a part of one row. Both sides derive the same chunks from
-// the same numbers.
+// of one segment; where such a row would be longer than that, segments are shorter. Both sides
+// derive the same chunks from the same numbers.
 class StreamChunks {
  public:
   // kInvalidArgument when the shape is empty or absurd, chunk_bytes is smaller than one token's row
@@ -59,6 +61,9 @@ class StreamChunks {
 
   uint32_t count() const;
   uint64_t bytes(uint32_t chunk) const;
+  // What must be computed before the chunk can be packed by an owner whose layers begin with
+  // `owner_layer_begin`.
+  KvExtent ExtentOf(uint32_t chunk, uint32_t owner_layer_begin) const;
   const StreamShape& shape() const { return shape_; }
 
   // Owner: cache -> chunk buffer (dst region 0). Reader: chunk buffer (src region 0) -> cache.
@@ -67,7 +72,7 @@ class StreamChunks {
   Result<CopyPlan> PlanUnpack(const PullSide& reader, uint32_t chunk) const;
 
  private:
-  // Rows [first_row, first_row + rows) of the stream, the same units of each.
+  // Rows [first_row, first_row + rows) of one segment, the same units of each.
   struct Cut {
     uint64_t first_row = 0;
     uint64_t rows = 0;
@@ -80,8 +85,9 @@ class StreamChunks {
   StreamShape shape_;
   std::vector<float> scales_;
   uint64_t rows_per_chunk_ = 1;
-  uint32_t units_per_chunk_ = 0;  // of each row
-  uint32_t chunks_per_row_ = 1;   // 1 unless rows_per_chunk_ is 1
+  uint32_t units_per_segment_ = 1;
+  uint32_t segments_ = 1;
+  uint32_t chunks_per_segment_ = 1;
 };
 
 }  // namespace kvrelay

@@ -139,6 +139,7 @@ struct Schema<StreamShape> {
                  Number("head_begin", &StreamShape::head_begin, kMaxHeads),
                  Number("head_end", &StreamShape::head_end, kMaxHeads),
                  Any("tokens", &StreamShape::tokens),
+                 Number("segment_tokens", &StreamShape::segment_tokens, kMaxTokens),
                  Any("dtype", &StreamShape::dtype),
                  Number("head_dim", &StreamShape::head_dim, kMaxHeadDim),
                  Any("has_v", &StreamShape::has_v),

@@ -147,7 +147,7 @@ GuardExpectation DirectReader::GuardFor(const proto::Ticket& ticket, const proto
           .incarnation = rank.incarnation,
           .table_hash = agent::TableHash(key, claim.blocks, ticket.prompt.hash, claim.first_token,
                                          claim.tokens),
-          .tokens = claim.first_token + claim.tokens};
+          .extent = {.tokens = claim.first_token + claim.tokens}};
 }
 
 DirectMapping::DirectMapping(const proto::Meta& meta, const std::string& run_dir) : meta_(meta) {

@@ -49,6 +49,16 @@ TEST(PullFrontierTest, KeepsToItsLayersAndTokens) {
   EXPECT_TRUE(frontier.complete());
 }
 
+TEST(PullFrontierTest, PiecesAreWholePages) {
+  PullFrontier frontier({0, 1, {16, 60}}, 16);
+  EXPECT_EQ(frontier.Next({.tokens = 31, .chunk_end = 31, .layers = 0}), std::nullopt);
+  EXPECT_EQ(frontier.Next({.tokens = 50, .chunk_end = 50, .layers = 0}),
+            (PullPiece{0, 1, {16, 48}}));
+  EXPECT_EQ(frontier.Next({.tokens = 70, .chunk_end = 70, .layers = 0}),
+            (PullPiece{0, 1, {48, 60}}));
+  EXPECT_TRUE(frontier.complete());
+}
+
 TEST(PullFrontierTest, NothingTwiceNothingBeforeItIsComputedNothingForgotten) {
   const char* given = std::getenv("KVRELAY_SEED");
   const uint64_t first = given != nullptr ? std::strtoull(given, nullptr, 10) : 0;

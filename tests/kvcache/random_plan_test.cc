@@ -95,20 +95,28 @@ void Pull(const TestCache& owner, TableView owner_table, TestCache& reader, Tabl
   ExecuteCopy(*plan, src, dst);
 }
 
-// The bytes of the canonical stream, by its definition.
-std::vector<std::byte> TrueStream(const StreamShape& shape) {
-  std::vector<std::byte> stream;
+// The bytes of one segment of the canonical stream, by its definition.
+void AppendTrueSegment(const StreamShape& shape, TokenRange tokens,
+                       std::vector<std::byte>& stream) {
   for (const uint32_t layer : shape.layers) {
     for (const bool v : {false, true}) {
       if (v && !shape.has_v) continue;
       for (uint32_t head = shape.head_begin; head < shape.head_end; ++head) {
-        for (uint32_t token = shape.tokens.begin; token < shape.tokens.end; ++token) {
+        for (uint32_t token = tokens.begin; token < tokens.end; ++token) {
           for (uint64_t byte = 0; byte < shape.row_bytes(); ++byte) {
             stream.push_back(TrueByte(layer, v, head, token, byte));
           }
         }
       }
     }
+  }
+}
+
+// Of all segments, `segment` tokens each.
+std::vector<std::byte> TrueStream(const StreamShape& shape, uint32_t segment) {
+  std::vector<std::byte> stream;
+  for (uint32_t begin = shape.tokens.begin; begin < shape.tokens.end; begin += segment) {
+    AppendTrueSegment(shape, {begin, std::min(begin + segment, shape.tokens.end)}, stream);
   }
   return stream;
 }
@@ -118,18 +126,22 @@ void PullPacked(Random& random, const TestCache& owner, TableView owner_table, T
   const auto shapes =
       StreamsOf(owner.Side(owner_table), reader.Side(reader_table), source, tokens).value();
   ASSERT_EQ(shapes.size(), 1U);
-  const StreamShape& shape = shapes[0];
+  StreamShape shape = shapes[0];
+  if (Pick(random, 0, 1) == 1) shape.segment_tokens = Pick(random, 1, shape.tokens.size());
   const auto most = static_cast<uint32_t>(std::min<uint64_t>(shape.bytes() + 8, 1U << 14));
   const auto least = static_cast<uint32_t>(std::max<uint64_t>(shape.row_bytes(), most / 8));
-  const auto chunks = StreamChunks::Make(shape, Pick(random, least, std::max(least, most))).value();
-  const std::vector<std::byte> truth = TrueStream(shape);
+  const uint32_t chunk_bytes = Pick(random, least, std::max(least, most));
+  const auto chunks = StreamChunks::Make(shape, chunk_bytes).value();
+  const uint32_t wanted = shape.segment_tokens > 0 ? shape.segment_tokens : shape.tokens.size();
+  const std::vector<std::byte> truth =
+      TrueStream(shape, std::min(wanted, static_cast<uint32_t>(chunk_bytes / shape.row_bytes())));
   uint64_t at = 0;
   for (uint32_t i = 0; i < chunks.count(); ++i) {
     std::vector<std::byte> chunk(chunks.bytes(i), kUntouched);
-    const std::vector<uint64_t> chunk_bytes = {chunk.size()};
+    const std::vector<uint64_t> length = {chunk.size()};
     const auto pack = chunks.PlanPack(owner.Side(owner_table), i);
     ASSERT_TRUE(pack.has_value()) << pack.error().ToString();
-    ASSERT_TRUE(pack->Validate(owner.RegionBytes(), chunk_bytes).ok());
+    ASSERT_TRUE(pack->Validate(owner.RegionBytes(), length).ok());
     std::byte* const to_chunk[] = {chunk.data()};
     ExecuteCopy(*pack, owner.ConstBases(), to_chunk);
     ASSERT_LE(at + chunk.size(), truth.size());
@@ -139,7 +151,7 @@ void PullPacked(Random& random, const TestCache& owner, TableView owner_table, T
 
     const auto unpack = chunks.PlanUnpack(reader.Side(reader_table), i);
     ASSERT_TRUE(unpack.has_value()) << unpack.error().ToString();
-    ASSERT_TRUE(unpack->Validate(chunk_bytes, reader.RegionBytes()).ok());
+    ASSERT_TRUE(unpack->Validate(length, reader.RegionBytes()).ok());
     const std::byte* const from_chunk[] = {chunk.data()};
     ExecuteCopy(*unpack, from_chunk, reader.Bases());
   }

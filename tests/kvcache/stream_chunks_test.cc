@@ -39,12 +39,30 @@ TEST(StreamChunks, HoldWholeRowsWhenARowFits) {
   EXPECT_EQ(Sum(chunks), Shape().bytes());
 }
 
-TEST(StreamChunks, CutARowByTokensWhenItIsTooLong) {
+TEST(StreamChunks, MakeSegmentsWhenARowIsTooLong) {
   const StreamChunks chunks = StreamChunks::Make(Shape(), 2000).value();  // 31 tokens
   ASSERT_EQ(chunks.count(), 24U);
   EXPECT_EQ(chunks.bytes(0), 31 * 64U);
-  EXPECT_EQ(chunks.bytes(1), 9 * 64U);
+  EXPECT_EQ(chunks.bytes(11), 31 * 64U);
+  EXPECT_EQ(chunks.bytes(12), 9 * 64U);
   EXPECT_EQ(Sum(chunks), Shape().bytes());
+}
+
+TEST(StreamChunks, NeedWhatTheyHoldToBeComputed) {
+  StreamShape shape = Shape();
+  shape.segment_tokens = 16;
+  const StreamChunks chunks = StreamChunks::Make(shape, 16 * 64).value();  // a row each
+  const uint32_t first = shape.layers.front();
+  const uint64_t rows = shape.bytes() / shape.tokens.size() / 64;
+  const uint64_t rows_per_layer = rows / shape.layers.size();
+  ASSERT_EQ(chunks.count(), rows * ((shape.tokens.size() + 15) / 16));
+  for (uint32_t i = 0; i < chunks.count(); ++i) {
+    const auto end = static_cast<uint32_t>(shape.tokens.begin + (i / rows + 1) * 16);
+    const auto layers = static_cast<uint32_t>(i % rows / rows_per_layer + 1);
+    EXPECT_EQ(chunks.ExtentOf(i, first),
+              (KvExtent{.tokens = std::min(end, shape.tokens.end), .layers = layers}))
+        << i;
+  }
 }
 
 TEST(StreamChunks, AreAtMostAsLongAsAskedAndAddUp) {
