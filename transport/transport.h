@@ -91,7 +91,7 @@ struct StreamPlan {
   uint64_t max_chunk_bytes = 0;
   std::function<Result<CopyPlan>(uint32_t chunk)> plan_chunk;
   // What must be computed before a chunk can be packed; null: what the guard is expected to cover.
-  std::function<KvExtent(uint32_t chunk)> extent_of;
+  std::function<KvExtent(uint32_t chunk)> extent_of = {};
 
   // The guard as it must be around one chunk.
   GuardExpectation Want(GuardExpectation whole, uint32_t chunk) const {

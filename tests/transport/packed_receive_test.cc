@@ -140,7 +140,9 @@ TEST_F(PackedReceiverTest, EachChunksGuardCoversItsOwnExtent) {
     EXPECT_EQ(completions_, 0);
     arrive(2, {.tokens = 25, .chunk_end = 75, .layers = enough ? 2U : 1U});
     EXPECT_EQ(completions_, enough ? 0 : 1);
-    if (!enough) EXPECT_EQ(last_.status.code(), Code::kStaleRead);
+    if (!enough) {
+      EXPECT_EQ(last_.status.code(), Code::kStaleRead);
+    }
     receiver_.Cancel(1);
   }
 }
