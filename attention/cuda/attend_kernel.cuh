@@ -1,5 +1,5 @@
 // The attention kernel: one CTA per multiprocessor, a producer warp and two warpgroups of
-// consumers, until all work of the plan is done. No CTA waits for another.
+// consumers, until all work of the plan is done.
 #pragma once
 
 #include "attention/cuda/attend_prefix.cuh"
@@ -7,6 +7,17 @@
 #include "attention/cuda/produce.cuh"
 
 namespace kvrelay::attention::cuda {
+
+// The last CTA leaves the counters as the next launch needs them.
+__device__ __forceinline__ void LeavePlan(PlanHeader& header) {
+  __threadfence();
+  if (atomicAdd(&header.finished_ctas, 1) != gridDim.x - 1) return;
+  header.next_piece = 0;
+  header.next_suffix = 0;
+  header.next_merge = 0;
+  header.finished_ctas = 0;
+  ++header.runs;
+}
 
 template <typename T, uint32_t kHeadDim>
 __device__ void Consume(Shared<kHeadDim>& shared, const AttendArgs& args) {
@@ -16,18 +27,21 @@ __device__ void Consume(Shared<kHeadDim>& shared, const AttendArgs& args) {
   while (true) {
     ptx::Wait(ptx::SharedAddress(&shared.work_full[position.slot]), position.parity);
     const Work& work = shared.work[position.slot];
-    if (work.kind == WorkKind::kStop) return;
+    if (work.kind == WorkKind::kStop) break;
     if (work.kind == WorkKind::kPrefix) {
-      PrefixAttention<T, kHeadDim>(consumer, work).Run();
+      PrefixAttention<T, kHeadDim>(consumer, work.prefix).Run();
     } else if (args.shape.group <= 8) {
-      SuffixAttention<T, kHeadDim, 1>(consumer, work).Run();
+      SuffixAttention<T, kHeadDim, 1>(consumer, work.suffix, work.q_slot);
     } else {
-      SuffixAttention<T, kHeadDim, 2>(consumer, work).Run();
+      SuffixAttention<T, kHeadDim, 2>(consumer, work.suffix, work.q_slot);
     }
     __syncwarp();
     if (consumer.lane == 0) ptx::Arrive(ptx::SharedAddress(&shared.work_empty[position.slot]));
     position.Next();
   }
+  MergeParts<T, kHeadDim>(args);
+  consumer.Sync();
+  if (consumer.thread == 0) LeavePlan(*args.plan.header);
 }
 
 template <typename T, uint32_t kHeadDim>

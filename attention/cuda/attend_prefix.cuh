@@ -15,23 +15,22 @@ class PrefixAttention {
   static constexpr uint32_t kOutputs = kHeadDim / 2;  // accumulators of a thread
   static constexpr uint32_t kWarpgroupRows = kTileRows / 2;
 
-  __device__ PrefixAttention(Consumer<kHeadDim>& consumer, const Work& work)
+  __device__ PrefixAttention(Consumer<kHeadDim>& consumer, const PrefixItem& item)
       : c_(consumer),
-        work_(work),
+        item_(item),
         warpgroup_(consumer.warp / 4),
-        relayed_(consumer.args.plan.relayed[work.relayed]),
-        first_member_(work.row_tile * consumer.args.shape.requests_per_tile()),
+        relayed_(consumer.args.plan.relayed[item.relayed]),
+        first_member_(item.row_tile * consumer.args.shape.requests_per_tile()),
         requests_(min(consumer.args.shape.requests_per_tile(), relayed_.members - first_member_)) {}
 
   __device__ void Run() {
     const uint32_t rows = requests_ * c_.args.shape.group;
-    c_.Sync();  // nobody reads the item before any more
     if (warpgroup_ * kWarpgroupRows < rows) {
       LoadQuery(rows);
       Attend();
       StorePart(rows);
     } else {
-      for (uint32_t stage = 0; stage < 2 * work_.tiles(); ++stage) {
+      for (uint32_t stage = 0; stage < 2 * Tiles(); ++stage) {
         c_.WaitFull(c_.ring.slot, c_.ring.parity);
         c_.Release(c_.ring.slot);
         c_.ring.Next();
@@ -41,7 +40,8 @@ class PrefixAttention {
   }
 
  private:
-  // Packed row `row` of the tile: its request and which query head of the head.
+  __device__ uint32_t Tiles() const { return (item_.tokens + kTileTokens - 1) / kTileTokens; }
+  // Request `slot` of the tile's.
   __device__ uint32_t Request(uint32_t slot) const {
     return c_.args.plan.members[relayed_.first_member + first_member_ + slot];
   }
@@ -59,7 +59,7 @@ class PrefixAttention {
       uint4 value = {};
       if (row < rows) {
         const uint64_t q_row =
-            (uint64_t{Request(row / shape.group)} * shape.heads + work_.head) * shape.group +
+            (uint64_t{Request(row / shape.group)} * shape.heads + item_.head) * shape.group +
             row % shape.group;
         value = __ldg(from + q_row * kUnits + u);
       }
@@ -72,26 +72,26 @@ class PrefixAttention {
   }
 
   __device__ __forceinline__ void Logits(uint32_t slot) {
-    const uint64_t q = ptx::Descriptor(
-        ptx::SharedAddress(c_.shared.q) + warpgroup_ * (kWarpgroupRows / 8) * S::kGroupBytes,
-        S::kGroupBytes, 0);
-    const uint64_t k = ptx::Descriptor(ptx::SharedAddress(c_.shared.ring[slot]), S::kGroupBytes, 0);
+    const uint32_t q =
+        ptx::SharedAddress(c_.shared.q) + warpgroup_ * (kWarpgroupRows / 8) * S::kGroupBytes;
+    const uint32_t k = ptx::SharedAddress(c_.shared.ring[slot]);
     ptx::WarpgroupFence();
 #pragma unroll
     for (uint32_t step = 0; step < kHeadDim / 16; ++step) {
-      const uint32_t bytes = step / 4 * 1024 + step % 4 * 32;
-      ptx::WarpgroupDot<T>(s_, ptx::Advance(q, bytes), ptx::Advance(k, bytes), step > 0);
+      const uint32_t advance = step / 4 * 1024 + step % 4 * 32;
+      ptx::WarpgroupDot<T>(s_, ptx::Descriptor(q, S::kGroupBytes, 0, advance),
+                           ptx::Descriptor(k, S::kGroupBytes, 0, advance), step > 0);
     }
     ptx::WarpgroupCommit();
   }
 
   __device__ __forceinline__ void Outputs(uint32_t slot, bool add) {
-    const uint64_t v =
-        ptx::Descriptor(ptx::SharedAddress(c_.shared.ring[slot]), S::kGroupBytes, 1024);
+    const uint32_t v = ptx::SharedAddress(c_.shared.ring[slot]);
     ptx::WarpgroupFence();
 #pragma unroll
     for (uint32_t step = 0; step < kTileTokens / 16; ++step) {
-      ptx::WarpgroupMma<T>(o_, &p_[4 * step], ptx::Advance(v, step * S::kUnitBytes),
+      ptx::WarpgroupMma<T>(o_, &p_[4 * step],
+                           ptx::Descriptor(v, S::kGroupBytes, 1024, step * S::kUnitBytes),
                            add || step > 0);
     }
     ptx::WarpgroupCommit();
@@ -112,10 +112,14 @@ class PrefixAttention {
     float factor[2];
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
-      float max = fmaxf(s_[2 * r], s_[2 * r + 1]);
+      float four[4];
 #pragma unroll
-      for (uint32_t i = 4; i < 64; i += 4)
-        max = fmaxf(max, fmaxf(s_[i + 2 * r], s_[i + 2 * r + 1]));
+      for (uint32_t i = 0; i < 4; ++i) four[i] = fmaxf(s_[4 * i + 2 * r], s_[4 * i + 2 * r + 1]);
+#pragma unroll
+      for (uint32_t i = 4; i < 16; ++i) {
+        four[i % 4] = fmaxf(four[i % 4], fmaxf(s_[4 * i + 2 * r], s_[4 * i + 2 * r + 1]));
+      }
+      float max = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
       max = fmaxf(max, __shfl_xor_sync(~0U, max, 1));
       max = fmaxf(max, __shfl_xor_sync(~0U, max, 2));
       max = fmaxf(max * scale, max_[r]);
@@ -155,9 +159,45 @@ class PrefixAttention {
     ptx::NamedBarrier(kWarpgroupBarrier + warpgroup_, 128);
   }
 
+  // The products of the next tile with K, and of the tile before with V; `add`: to what there is.
+  template <bool kLast>
+  __device__ __forceinline__ void Step(bool add, uint32_t valid) {
+    const RingPosition<S::kStages> k = c_.ring;
+    c_.ring.Next();
+    const RingPosition<S::kStages> v = c_.ring;
+    c_.ring.Next();
+    c_.WaitFull(k.slot, k.parity);
+    ptx::Pin(s_);
+    ptx::Pin(o_);
+    ptx::Pin(p_);
+    Logits(k.slot);
+    c_.WaitFull(v.slot, v.parity);
+    Outputs(v.slot, add);
+    ptx::WarpgroupWait<1>();
+    ptx::Pin(s_);
+    c_.Release(k.slot);
+    if constexpr (kLast) MaskLogits(valid);
+    const float2 factor = Softmax();
+    // Here, while the products with V run.
+    ptx::Pin(s_);
+    ptx::UseHere(valid, __float_as_uint(sum_[0]), __float_as_uint(sum_[1]), 0, 0);
+    ptx::WarpgroupWait<0>();
+    ptx::Pin(o_);
+#pragma unroll
+    for (uint32_t i = 0; i < 32; i += 4)
+      ptx::UseHere(valid, p_[i], p_[i + 1], p_[i + 2], p_[i + 3]);
+    c_.Release(v.slot);
+#pragma unroll
+    for (uint32_t i = 0; i < kOutputs; i += 4) {
+      o_[i] *= factor.x, o_[i + 1] *= factor.x;
+      o_[i + 2] *= factor.y, o_[i + 3] *= factor.y;
+    }
+    PackProbabilities();
+  }
+
   __device__ __forceinline__ void Attend() {
-    const uint32_t tiles = work_.tiles();
-    const uint32_t valid = work_.tokens - (tiles - 1) * kTileTokens;  // in the last tile
+    const uint32_t tiles = Tiles();
+    const uint32_t valid = item_.tokens - (tiles - 1) * kTileTokens;  // in the last tile
 
     c_.WaitFull(c_.ring.slot, c_.ring.parity);
     ptx::Pin(s_);
@@ -170,34 +210,10 @@ class PrefixAttention {
     Softmax();
     PackProbabilities();
 
-    for (uint32_t tile = 1; tile < tiles; ++tile) {
-      const RingPosition<S::kStages> k = c_.ring;
-      c_.ring.Next();
-      const RingPosition<S::kStages> v = c_.ring;
-      c_.ring.Next();
-      c_.WaitFull(k.slot, k.parity);
-      ptx::Pin(s_);
-      ptx::Pin(o_);
-      ptx::Pin(p_);
-      Logits(k.slot);
-      c_.WaitFull(v.slot, v.parity);
-      Outputs(v.slot, tile > 1);
-      ptx::WarpgroupWait<1>();
-      ptx::Pin(s_);
-      c_.Release(k.slot);
-      if (tile == tiles - 1 && valid < kTileTokens) MaskLogits(valid);
-      const float2 factor = Softmax();
-      ptx::WarpgroupWait<0>();
-      ptx::Pin(o_);
-      ptx::Pin(p_);
-      c_.Release(v.slot);
-#pragma unroll
-      for (uint32_t i = 0; i < kOutputs; i += 4) {
-        o_[i] *= factor.x, o_[i + 1] *= factor.x;
-        o_[i + 2] *= factor.y, o_[i + 3] *= factor.y;
-      }
-      PackProbabilities();
-    }
+    // A branch for the mask inside the loop would make the compiler wait for all products before
+    // it.
+    for (uint32_t tile = 1; tile + 1 < tiles; ++tile) Step<false>(tile > 1, valid);
+    if (tiles > 1) Step<true>(tiles > 2, valid);
 
     c_.WaitFull(c_.ring.slot, c_.ring.parity);
     if (valid < kTileTokens) ClearTokens(c_.ring.slot, valid);
@@ -217,7 +233,7 @@ class PrefixAttention {
       sum_[r] += __shfl_xor_sync(~0U, sum_[r], 2);
       const uint32_t row = c_.warp * 16 + c_.lane / 4 + 8 * r;
       if (row >= rows) continue;
-      const uint64_t part_row = uint64_t{work_.part} * kTileRows + row;
+      const uint64_t part_row = uint64_t{item_.part} * kTileRows + row;
       float* to = c_.args.plan.part_rows + part_row * kHeadDim + 2 * (c_.lane % 4);
 #pragma unroll
       for (uint32_t i = 0; i < kOutputs / 4; ++i) {
@@ -228,42 +244,13 @@ class PrefixAttention {
     }
   }
 
-  // Counts this part for each request of the tile, and adds up those that it completes.
   __device__ void Finish() {
-    const AttendShape& shape = c_.args.shape;
-    __threadfence();
-    c_.Sync();
-    for (uint32_t first = 0; first < requests_; first += 32) {
-      if (c_.warp == 0) {
-        bool last = false;
-        if (first + c_.lane < requests_) {
-          const uint32_t request = Request(first + c_.lane);
-          const PartRows rows = FindParts(shape, c_.args.plan, request, work_.head);
-          last = c_.ArrivePart(request, work_.head, rows.count());
-        }
-        const uint32_t completed = __ballot_sync(~0U, last);
-        if (c_.lane == 0) c_.shared.completed = completed;
-      }
-      c_.Sync();
-      uint32_t completed = c_.shared.completed;
-      uint32_t turn = 0;  // warps take rows in turn
-      while (completed != 0) {
-        const uint32_t slot = first + __ffs(completed) - 1;
-        completed &= completed - 1;
-        const uint32_t request = Request(slot);
-        const PartRows rows = FindParts(shape, c_.args.plan, request, work_.head);
-        for (uint32_t i = 0; i < shape.group; ++i, ++turn) {
-          if (turn % kConsumerWarps == c_.warp) {
-            MergeRow<T, kHeadDim>(c_.args, rows, request, work_.head, i);
-          }
-        }
-      }
-      c_.Sync();
-    }
+    c_.Sync();  // the part is written
+    if (c_.thread < requests_) c_.PartWritten(Request(c_.thread), item_.head);
   }
 
   Consumer<kHeadDim>& c_;
-  const Work& work_;
+  const PrefixItem& item_;
   const uint32_t warpgroup_;
   const RelayedPrefix& relayed_;
   const uint32_t first_member_;

@@ -1,8 +1,8 @@
-// What both kinds of consumer work share: position in the ring, and handing finished parts on.
+// What both kinds of consumer work share: position in the ring, and saying that parts are written.
 #pragma once
 
 #include "attention/cuda/attend_args.h"
-#include "attention/cuda/merge_row.cuh"
+#include "attention/cuda/merge.cuh"
 #include "attention/cuda/ptx.h"
 #include "attention/cuda/shared.h"
 
@@ -18,6 +18,8 @@ struct Consumer {
   const uint32_t warp;
   const uint32_t lane;
   RingPosition<S::kStages> ring;
+  uint32_t turn = 0;           // suffix items of one tile so far
+  bool exchange_used = false;  // by a suffix item before
 
   __device__ Consumer(S& shared_memory, const AttendArgs& launch)
       : shared(shared_memory),
@@ -38,14 +40,9 @@ struct Consumer {
     ptx::NamedBarrier(kConsumersBarrier, kConsumerThreads);
   }
 
-  // Counts a part of (request, head) as here, after the parts were written and fenced by all
-  // threads. True for whoever brought the last one; the count is zero again then.
-  __device__ bool ArrivePart(uint32_t request, uint32_t head, uint32_t contributions) const {
-    uint32_t* count = &args.plan.contributions[request * args.shape.heads + head];
-    if (atomicAdd(count, 1) != contributions - 1) return false;
-    *count = 0;
-    __threadfence();
-    return true;
+  // Says that one more part of (request, head) is written, by threads that have met since.
+  __device__ __forceinline__ void PartWritten(uint32_t request, uint32_t head) const {
+    ptx::AddRelease(&args.plan.contributions[request * args.shape.heads + head], 1);
   }
 };
 

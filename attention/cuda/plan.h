@@ -6,7 +6,9 @@
 // order. The line is cut into equal pieces, so a CTA's share of it may cover the end of one segment
 // and the start of the next. Suffix work is a list of items, each some tokens of one request and
 // head. A request and head that several of them contribute to has one part for each: sums that are
-// not yet divided, in fp32. Whoever finishes last adds the parts up, in order of position.
+// not yet divided, in fp32. When a CTA finds no more work to take, its warps take requests and
+// heads in turn, wait until all their parts are there, and add them up in order of position. All of
+// the work that they wait for has been taken by CTAs that run, so the wait ends.
 //
 // "Head" here is a group of up to 16 query heads that share a KV head: several of these can share
 // one (AttendShape::heads_per_kv).
@@ -59,11 +61,17 @@ struct alignas(16) SuffixItem {
   uint32_t prefix;
 };
 
-struct RequestPlan {
-  uint32_t relayed;        // index into the relayed prefixes, or kNone
-  uint32_t member;         // which of its members
+// The parts that a request's heads have. Head h's row tile is segment `segment + h * segment_step`
+// and starts at unit `unit + h * segment_step * kv_tiles`.
+struct alignas(16) RequestPlan {
+  uint32_t kv_tiles;  // 0: no pass over a prefix
+  uint32_t segment;
+  uint32_t segment_step;
+  uint32_t unit;
+  uint32_t tile_row;       // its first row in the row tile
   uint32_t suffix_chunks;  // of each head
   uint32_t first_part;     // suffix parts are [first_part + chunk * heads + head]
+  uint32_t unused;
 };
 
 struct PlanHeader {
@@ -73,9 +81,13 @@ struct PlanHeader {
   uint32_t relayed;  // count of relayed prefixes
   uint32_t suffix_items;
   uint32_t chunk_tokens;
+  uint32_t merges;  // requests and heads to go through for parts to add up; 0: nobody has several
+  // How often the attention kernel ran on this plan: once per layer.
+  uint32_t runs;
   // Counted by the attention kernel, which leaves them zero.
   uint32_t next_piece;
   uint32_t next_suffix;
+  uint32_t next_merge;
   uint32_t finished_ctas;
 };
 
@@ -87,7 +99,7 @@ struct Plan {
   uint32_t* members;        // [max_requests] requests of relayed prefixes
   RequestPlan* requests;    // [max_requests]
   SuffixItem* suffix;       // [max_suffix_items]
-  uint32_t* contributions;  // [max_requests][heads] arrived so far; zero between launches
+  uint32_t* contributions;  // [max_requests][heads] parts written so far, in all runs
   float* part_rows;         // [part rows][head_dim] sum of exp2(logit - m) * v
   float2* part_sums;        // [part rows] m, the largest logit, and the sum of exp2(logit - m)
   uint32_t first_suffix_row;

@@ -8,19 +8,27 @@
 
 namespace kvrelay::attention::cuda {
 
-// Where an item's KV units of 16 tokens lie.
+// Which KV units of 16 tokens an item wants.
 struct UnitSource {
   uint32_t request = 0;
+  uint32_t head = 0;
   uint32_t prefix = 0;
   uint32_t prefix_tokens = 0;
   uint32_t first = 0;
   uint32_t units = 0;
 };
 
+// A unit's coordinates in the cache maps.
+struct UnitPlace {
+  int32_t place = 0;
+  int32_t token_group = 0;
+};
+
 template <uint32_t kHeadDim>
 class Producer {
  public:
   using S = Shared<kHeadDim>;
+  static constexpr uint32_t kTilesPerWindow = 32 / kUnitsPerTile;
 
   __device__ Producer(S& shared, const AttendArgs& args, const CacheMaps& maps)
       : shared_(shared),
@@ -33,135 +41,143 @@ class Producer {
   // Until there is no work left. All lanes of the warp.
   __device__ void Run() {
     PlanHeader& header = *args_.plan.header;
+    // Suffix items are taken three ahead: ticket, then item, then places in the cache, each a trip
+    // to L2 or memory.
     uint32_t piece = Ticket(&header.next_piece);
-    uint32_t current = Ticket(&header.next_suffix);
-    uint32_t next = Ticket(&header.next_suffix);
+    uint32_t first = Ticket(&header.next_suffix);
+    uint32_t second = Ticket(&header.next_suffix);
+    uint32_t third = Ticket(&header.next_suffix);
+    uint32_t fourth = Ticket(&header.next_suffix);
     const uint32_t pieces = header.pieces;
-    const uint32_t items = header.suffix_items;
-    piece = Broadcast(piece);
-    while (piece < pieces) {
+    items_ = header.suffix_items;
+    for (piece = Broadcast(piece); piece < pieces; piece = Broadcast(Ticket(&header.next_piece))) {
       Piece(header, piece);
-      piece = Broadcast(Ticket(&header.next_piece));
     }
-    current = Broadcast(current);
-    SuffixItem item;
-    uint32_t ids = 0;
-    if (current < items) {
-      item = args_.plan.suffix[current];
-      ids = Ids(Source(item), 0);
+    uint32_t index = Broadcast(first);
+    uint32_t next_index = Broadcast(second);
+    uint32_t item = ItemWord(index);
+    uint32_t next_item = ItemWord(next_index);
+    UnitPlace places = Places(Source(item), 0);
+    while (index < items_) {
+      const uint32_t after_index = Broadcast(third);
+      third = fourth;
+      fourth = Ticket(&header.next_suffix);
+      const uint32_t after_item = ItemWord(after_index);
+      const UnitPlace next_places = Places(Source(next_item), 0);
+      Suffix(item, places);
+      index = next_index, next_index = after_index;
+      item = next_item, next_item = after_item;
+      places = next_places;
     }
-    while (current < items) {
-      next = Broadcast(next);
-      const uint32_t after = Ticket(&header.next_suffix);
-      SuffixItem following;
-      if (next < items) following = args_.plan.suffix[next];
-      Suffix(item, ids);
-      if (next < items) {
-        item = following;
-        ids = Ids(Source(item), 0);
-      }
-      current = next;
-      next = after;
+    ptx::Wait(ptx::SharedAddress(&shared_.work_empty[work_.slot]), work_.parity ^ 1);
+    if (lane_ == 0) {
+      shared_.work[work_.slot].kind = WorkKind::kStop;
+      ptx::Arrive(ptx::SharedAddress(&shared_.work_full[work_.slot]));
     }
-    Publish({.kind = WorkKind::kStop});
-    Finish(header);
   }
 
  private:
   __device__ uint32_t Ticket(uint32_t* counter) { return lane_ == 0 ? atomicAdd(counter, 1) : 0; }
   __device__ uint32_t Broadcast(uint32_t value) { return __shfl_sync(~0U, value, 0); }
 
-  // The last CTA that takes no more work leaves the counters as the next launch needs them.
-  __device__ void Finish(PlanHeader& header) {
-    if (lane_ != 0) return;
-    __threadfence();
-    if (atomicAdd(&header.finished_ctas, 1) != gridDim.x - 1) return;
-    header.next_piece = 0;
-    header.next_suffix = 0;
-    header.finished_ctas = 0;
+  // A suffix item is held by the warp, word i in lane i. Past the end: no tokens.
+  __device__ uint32_t ItemWord(uint32_t index) const {
+    constexpr uint32_t kWords = sizeof(SuffixItem) / sizeof(uint32_t);
+    if (index >= items_ || lane_ >= kWords) return 0;
+    return reinterpret_cast<const uint32_t*>(&args_.plan.suffix[index])[lane_];
+  }
+#define KVRELAY_FIELD(item, field) \
+  __shfl_sync(~0U, item, offsetof(SuffixItem, field) / sizeof(uint32_t))
+
+  __device__ UnitSource Source(uint32_t item) const {
+    const uint32_t begin = KVRELAY_FIELD(item, begin);
+    const uint32_t end = KVRELAY_FIELD(item, end);
+    return {KVRELAY_FIELD(item, request), KVRELAY_FIELD(item, head),
+            KVRELAY_FIELD(item, prefix),  KVRELAY_FIELD(item, prefix_tokens),
+            begin / kUnitTokens,          (end - begin + kUnitTokens - 1) / kUnitTokens};
   }
 
-  __device__ void Publish(const Work& work) {
-    ptx::Wait(ptx::SharedAddress(&shared_.work_empty[work_.slot]), work_.parity ^ 1);
-    if (lane_ == 0) {
-      shared_.work[work_.slot] = work;
-      ptx::Arrive(ptx::SharedAddress(&shared_.work_full[work_.slot]));
-    }
-    work_.Next();
-  }
-
-  __device__ UnitSource Source(const SuffixItem& item) const {
-    return {item.request, item.prefix, item.prefix_tokens, item.begin / kUnitTokens,
-            (item.end - item.begin + kUnitTokens - 1) / kUnitTokens};
-  }
-
-  // The block of unit 32 * window + lane.
-  __device__ uint32_t Ids(const UnitSource& source, uint32_t window) const {
+  // Of unit 32 * window + lane.
+  __device__ UnitPlace Places(const UnitSource& source, uint32_t window) const {
     const uint32_t unit = window * 32 + lane_;
-    if (unit >= source.units) return 0;
+    if (unit >= source.units) return {};
     const uint32_t token = (source.first + unit) * kUnitTokens;
     const uint32_t block_size = args_.shape.block_size;
-    if (token < source.prefix_tokens) {
-      return args_
-          .prefix_blocks[uint64_t{source.prefix} * args_.prefix_blocks_stride + token / block_size];
-    }
-    return args_.blocks[uint64_t{source.request} * args_.blocks_stride +
-                        (token - source.prefix_tokens) / block_size];
+    const uint32_t position = token / block_size;
+    const uint32_t block =
+        token < source.prefix_tokens
+            ? args_.prefix_blocks[uint64_t{source.prefix} * args_.prefix_blocks_stride + position]
+            : args_.blocks[uint64_t{source.request} * args_.blocks_stride + position -
+                           source.prefix_tokens / block_size];
+    const uint32_t kv_head = source.head / args_.shape.heads_per_kv;
+    return {static_cast<int32_t>(block * maps_.block_step + kv_head * maps_.head_step),
+            static_cast<int32_t>((token - position * block_size) / 8)};
   }
 
   // Brings a tile of K or V into the next stage; the stage also waits for `more_bytes`.
-  __device__ void Tile(const CUtensorMap& map, const UnitSource& source, uint32_t tile,
-                       uint32_t ids, uint32_t head, uint64_t policy, uint32_t more_bytes = 0) {
+  __device__ __forceinline__ void Tile(const CUtensorMap& map, const UnitSource& source,
+                                       uint32_t tile, const UnitPlace& mine, uint64_t policy,
+                                       uint32_t more_bytes = 0) {
     const uint32_t units = min(kUnitsPerTile, source.units - tile * kUnitsPerTile);
     const uint32_t full = ptx::SharedAddress(&shared_.full[ring_.slot]);
-    ptx::Wait(ptx::SharedAddress(&shared_.empty[ring_.slot]), ring_.parity ^ 1);
-    if (lane_ == 0) ptx::ArriveExpect(full, units * S::kUnitBytes + more_bytes);
     const uint32_t to = ptx::SharedAddress(shared_.ring[ring_.slot]);
-    const uint32_t block_units = args_.shape.block_size / kUnitTokens;
-    const uint32_t first = source.first + tile * kUnitsPerTile;
-    const uint32_t head_place = head / args_.shape.heads_per_kv * maps_.head_step;
-#pragma unroll 1
-    for (uint32_t u = 0; u < units; ++u) {
-      const uint32_t block = __shfl_sync(~0U, ids, (tile * kUnitsPerTile + u) % 32);
-      const uint32_t in_block = block_units == 1 ? 0 : (first + u) % block_units;
-      if (lane_ == 0) {
-        ptx::CopyBox(to + u * S::kUnitBytes, &map, in_block * (kUnitTokens / 8),
-                     block * maps_.block_step + head_place, full, policy);
+    const uint32_t first_lane = tile % kTilesPerWindow * kUnitsPerTile;
+    UnitPlace unit[kUnitsPerTile];
+#pragma unroll
+    for (uint32_t u = 0; u < kUnitsPerTile; ++u) {
+      unit[u].place = __shfl_sync(~0U, mine.place, first_lane + u);
+      unit[u].token_group = __shfl_sync(~0U, mine.token_group, first_lane + u);
+    }
+    ptx::Wait(ptx::SharedAddress(&shared_.empty[ring_.slot]), ring_.parity ^ 1);
+    if (ptx::Elect()) {
+      ptx::ArriveExpect(full, units * S::kUnitBytes + more_bytes);
+#pragma unroll
+      for (uint32_t u = 0; u < kUnitsPerTile; ++u) {
+        if (u < units) {
+          ptx::CopyBox(to + u * S::kUnitBytes, &map, unit[u].token_group, unit[u].place, full,
+                       policy);
+        }
       }
     }
+    __syncwarp();
     ring_.Next();
   }
 
-  __device__ void Suffix(const SuffixItem& item, uint32_t even) {
-    Publish({.kind = WorkKind::kSuffix,
-             .head = item.head,
-             .tokens = item.end - item.begin,
-             .part = item.part,
-             .request = item.request,
-             .contributions = item.contributions,
-             .q_slot = q_slot_});
+  __device__ void Suffix(uint32_t item, UnitPlace even) {
+    ptx::Wait(ptx::SharedAddress(&shared_.work_empty[work_.slot]), work_.parity ^ 1);
+    Work& work = shared_.work[work_.slot];
+    if (lane_ < sizeof(SuffixItem) / sizeof(uint32_t)) {
+      reinterpret_cast<uint32_t*>(&work.suffix)[lane_] = item;
+    }
+    __syncwarp();
+    if (lane_ == 0) {
+      work.kind = WorkKind::kSuffix;
+      work.q_slot = q_slot_;
+      ptx::Arrive(ptx::SharedAddress(&shared_.work_full[work_.slot]));
+    }
+    work_.Next();
     const UnitSource source = Source(item);
     if (source.units == 0) return;
     const uint32_t tiles = (source.units + kUnitsPerTile - 1) / kUnitsPerTile;
-    uint32_t odd = tiles > 4 ? Ids(source, 1) : 0;
+    UnitPlace odd;
+    if (tiles > kTilesPerWindow) odd = Places(source, 1);
     for (uint32_t tile = 0; tile < tiles; ++tile) {
-      const uint32_t window = tile / 4;
-      if (tile % 4 == 0 && tile > 0) (window % 2 == 0 ? odd : even) = Ids(source, window + 1);
-      const uint32_t ids = window % 2 == 0 ? even : odd;
+      const uint32_t window = tile / kTilesPerWindow;
+      if (tile % kTilesPerWindow == 0 && tile > 0) {
+        (window % 2 == 0 ? odd : even) = Places(source, window + 1);
+      }
+      const UnitPlace place = window % 2 == 0 ? even : odd;
       const uint32_t full = ptx::SharedAddress(&shared_.full[ring_.slot]);
       const uint32_t group = args_.shape.group;
-      Tile(maps_.k, source, tile, ids, item.head, stream_, tile == 0 ? group * kHeadDim * 2 : 0);
-      if (tile == 0 && lane_ == 0) {
+      Tile(maps_.k, source, tile, place, stream_, tile == 0 ? group * kHeadDim * 2 : 0);
+      if (tile == 0 && lane_ < group) {
         const auto* q =
             static_cast<const uint8_t*>(args_.q) +
-            (uint64_t{item.request} * args_.shape.heads + item.head) * group * (kHeadDim * 2);
-#pragma unroll 1
-        for (uint32_t row = 0; row < group; ++row) {
-          ptx::CopyBytes(ptx::SharedAddress(shared_.suffix_q[q_slot_][row]),
-                         q + row * (kHeadDim * 2), kHeadDim * 2, full);
-        }
+            ((uint64_t{source.request} * args_.shape.heads + source.head) * group + lane_) *
+                (kHeadDim * 2);
+        ptx::CopyBytes(ptx::SharedAddress(shared_.suffix_q[q_slot_][lane_]), q, kHeadDim * 2, full);
       }
-      Tile(maps_.v, source, tile, ids, item.head, stream_);
+      Tile(maps_.v, source, tile, place, stream_);
     }
     q_slot_ = (q_slot_ + 1) % S::kQuerySlots;
   }
@@ -198,24 +214,33 @@ class Producer {
     const uint32_t begin = begin_tile * kTileTokens;
     const uint32_t end = min(relayed.tokens, end_tile * kTileTokens);
     const uint32_t head = segment / relayed.row_tiles;
-    Publish({.kind = WorkKind::kPrefix,
-             .head = head,
-             .tokens = end - begin,
-             .part = part,
-             .relayed = index,
-             .row_tile = segment % relayed.row_tiles});
-    const UnitSource source = {0, relayed.prefix, relayed.tokens, begin / kUnitTokens,
+    ptx::Wait(ptx::SharedAddress(&shared_.work_empty[work_.slot]), work_.parity ^ 1);
+    if (lane_ == 0) {
+      Work& work = shared_.work[work_.slot];
+      work.prefix = {head, end - begin, part, index, segment % relayed.row_tiles};
+      work.kind = WorkKind::kPrefix;
+      ptx::Arrive(ptx::SharedAddress(&shared_.work_full[work_.slot]));
+    }
+    work_.Next();
+    const UnitSource source = {0,
+                               head,
+                               relayed.prefix,
+                               relayed.tokens,
+                               begin / kUnitTokens,
                                (end - begin + kUnitTokens - 1) / kUnitTokens};
     const uint32_t tiles = end_tile - begin_tile;
-    uint32_t even = Ids(source, 0);
-    uint32_t odd = tiles > 4 ? Ids(source, 1) : 0;
-    const auto ids = [&](uint32_t tile) { return tile / 4 % 2 == 0 ? even : odd; };
-    Tile(maps_.k, source, 0, even, head, keep_);
+    UnitPlace even = Places(source, 0);
+    UnitPlace odd;
+    if (tiles > kTilesPerWindow) odd = Places(source, 1);
+    const auto place = [&](uint32_t tile) { return tile / kTilesPerWindow % 2 == 0 ? even : odd; };
+    Tile(maps_.k, source, 0, even, keep_);
     for (uint32_t tile = 0; tile < tiles; ++tile) {
-      if (tile % 4 == 0 && tile > 0) (tile / 4 % 2 == 0 ? odd : even) = Ids(source, tile / 4 + 1);
+      if (tile % kTilesPerWindow == 0 && tile > 0) {
+        (tile / kTilesPerWindow % 2 == 0 ? odd : even) = Places(source, tile / kTilesPerWindow + 1);
+      }
       // In the order of use: the products of tile + 1 with K go ahead of those of tile with V.
-      if (tile + 1 < tiles) Tile(maps_.k, source, tile + 1, ids(tile + 1), head, keep_);
-      Tile(maps_.v, source, tile, ids(tile), head, keep_);
+      if (tile + 1 < tiles) Tile(maps_.k, source, tile + 1, place(tile + 1), keep_);
+      Tile(maps_.v, source, tile, place(tile), keep_);
     }
   }
 
@@ -228,6 +253,8 @@ class Producer {
   RingPosition<S::kStages> ring_;
   RingPosition<S::kWorkSlots> work_;
   uint32_t q_slot_ = 0;
+  uint32_t items_ = 0;
+#undef KVRELAY_FIELD
 };
 
 }  // namespace kvrelay::attention::cuda

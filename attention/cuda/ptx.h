@@ -49,6 +49,11 @@ __device__ __forceinline__ void NamedBarrier(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Arrives without waiting for the others.
+__device__ __forceinline__ void NamedBarrierArrive(uint32_t id, uint32_t threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // --- copies to shared memory, completing on a barrier
 
 __device__ __forceinline__ uint64_t PolicyEvictFirst() {
@@ -86,6 +91,32 @@ __device__ __forceinline__ void CopyBytes(uint32_t destination, const void* sour
 // the copy engine.
 __device__ __forceinline__ void FenceProxyAsync() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// True in one lane of a converged warp. The compiler knows that it is one, and then issues copies
+// without a loop over lanes.
+__device__ __forceinline__ bool Elect() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
+}
+
+// --- words that CTAs tell each other progress with
+
+// Adds after all that this thread, and those that it met at barriers before, have written.
+__device__ __forceinline__ void AddRelease(uint32_t* word, uint32_t value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+__device__ __forceinline__ uint32_t LoadAcquire(const uint32_t* word) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
 }
 
 // --- registers per thread of the calling warpgroup

@@ -12,15 +12,13 @@ namespace kvrelay::attention::cuda::ptx {
 
 // Names a matrix in shared memory with the 128-byte swizzle: groups of 8 rows of 128 bytes.
 // `stride` lies between groups of 8 rows (of 8 tokens for a transposed operand); `columns_stride`
-// between blocks of 64 columns, which only a transposed operand steps over. All in bytes.
+// between blocks of 64 columns, which only a transposed operand steps over; `advance`: the same
+// matrix further on. All in bytes.
 __device__ __forceinline__ uint64_t Descriptor(uint32_t address, uint32_t stride,
-                                               uint32_t columns_stride) {
-  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{columns_stride >> 4} << 16 |
-         uint64_t{stride >> 4} << 32 | uint64_t{1} << 62;
-}
-// The same matrix `bytes` further on.
-__device__ __forceinline__ uint64_t Advance(uint64_t descriptor, uint32_t bytes) {
-  return descriptor + (bytes >> 4);
+                                               uint32_t columns_stride, uint32_t advance) {
+  const uint32_t low = ((address & 0x3ffff) >> 4 | (columns_stride >> 4) << 16) + (advance >> 4);
+  const uint32_t high = stride >> 4 | 1U << 30;
+  return uint64_t{high} << 32 | low;
 }
 
 // Before the first product that uses registers written by other instructions.
@@ -45,6 +43,22 @@ template <int kCount>
 __device__ __forceinline__ void Pin(uint32_t (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+
+// A use of registers that never happens (for address 0xffffffff only), but that the assembler has
+// to respect. It moves the wait for products up over arithmetic, unless a result is used before;
+// and a product reads its operand registers until it is waited for, but the assembler takes them as
+// free once it is issued, unless they are used after the wait.
+__device__ __forceinline__ void UseHere(uint32_t never, uint32_t a, uint32_t b, uint32_t c,
+                                        uint32_t d) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.eq.u32 p, %0, 0xffffffff;\n"
+      "@p st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n"
+      "}" ::"r"(never),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
 }
 
 // d (64 x 128) = a (64 x 16) b^T (rows of b: 128 x 16), both in shared memory; += when `add`

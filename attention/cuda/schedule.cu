@@ -72,7 +72,7 @@ __device__ Cut CutLine(const AttendShape& shape, const Costs& costs, uint32_t un
   return {DivideUp(units, each), each};
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     ScheduleKernel(const AttendShape shape, const uint32_t head_dim, const StepBatch batch,
                    const RelayMode mode, const Plan plan, const uint32_t max_items) {
   extern __shared__ uint32_t memory[];
@@ -171,21 +171,28 @@ __global__ void __launch_bounds__(kThreads)
   for (uint32_t first = 0; first < requests; first += kThreads) {
     const uint32_t r = first + thread;
     uint32_t chunks = 0;
-    RequestPlan mine = {kNone, 0, 0, 0};
+    RequestPlan mine = {};
+    uint32_t member = 0;
     uint32_t begin = 0;
     uint32_t end = 0;
     if (r < requests) {
       end = batch.contexts[r];
       if (joined[r] != kAlone && member_count[joined[r]] != kNone) {
-        mine.relayed = member_count[joined[r]];
         begin = batch.prefix_tokens[joined[r]];
         // Its place among the members: requests before it that share the prefix.
-        for (uint32_t other = 0; other < r; ++other) mine.member += joined[other] == joined[r];
-        plan.members[plan.relayed[mine.relayed].first_member + mine.member] = r;
+        for (uint32_t other = 0; other < r; ++other) member += joined[other] == joined[r];
+        const RelayedPrefix relayed = plan.relayed[member_count[joined[r]]];
+        plan.members[relayed.first_member + member] = r;
+        const uint32_t tile = member / shape.requests_per_tile();
+        mine.kv_tiles = relayed.kv_tiles;
+        mine.segment = relayed.first_segment + tile;
+        mine.segment_step = relayed.row_tiles;
+        mine.unit = relayed.first_unit + tile * relayed.kv_tiles;
+        mine.tile_row = member % shape.requests_per_tile() * shape.group;
       }
       chunks = DivideUp(end - begin, chunk_tokens);
       // A row without any key still gets its zeros.
-      if (mine.relayed == kNone) chunks = max(chunks, 1U);
+      if (mine.kv_tiles == 0) chunks = max(chunks, 1U);
       mine.suffix_chunks = chunks;
     }
     uint32_t total;
@@ -199,6 +206,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 
   // The items of each request and head.
+  int several = 0;
   for (uint32_t i = thread; i < requests * shape.heads; i += kThreads) {
     const uint32_t r = i / shape.heads;
     const uint32_t head = i % shape.heads;
@@ -206,29 +214,29 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t prefix = joined[r];
     const uint32_t prefix_tokens = prefix == kAlone ? 0 : batch.prefix_tokens[prefix];
     uint32_t contributions = mine.suffix_chunks;
-    if (mine.relayed != kNone) {
-      const RelayedPrefix relayed = plan.relayed[mine.relayed];
-      const uint32_t unit =
-          relayed.first_unit +
-          (head * relayed.row_tiles + mine.member / shape.requests_per_tile()) * relayed.kv_tiles;
-      contributions += (unit + relayed.kv_tiles - 1) / cut.units - unit / cut.units + 1;
+    if (mine.kv_tiles != 0) {
+      const uint32_t unit = mine.unit + head * mine.segment_step * mine.kv_tiles;
+      contributions += (unit + mine.kv_tiles - 1) / cut.units - unit / cut.units + 1;
     }
+    if (contributions > 1 || mine.kv_tiles != 0) several = 1;
     const uint32_t end = batch.contexts[r];
     for (uint32_t chunk = 0; chunk < mine.suffix_chunks; ++chunk) {
       const uint32_t part = mine.first_part + chunk * shape.heads + head;
-      const uint32_t begin = (mine.relayed == kNone ? 0 : prefix_tokens) + chunk * chunk_tokens;
+      const uint32_t begin = (mine.kv_tiles == 0 ? 0 : prefix_tokens) + chunk * chunk_tokens;
       plan.suffix[part] = {r,    head,          begin,         min(end, begin + chunk_tokens),
                            part, contributions, prefix_tokens, prefix};
     }
     plan.contributions[i] = 0;
   }
+  several = __syncthreads_or(several);
   if (thread == 0) {
     *plan.header = {.pieces = cut.pieces,
                     .piece_units = cut.units,
                     .units = units_total,
                     .relayed = relayed_total,
                     .suffix_items = min(max_items, chunks_before * shape.heads),
-                    .chunk_tokens = chunk_tokens};
+                    .chunk_tokens = chunk_tokens,
+                    .merges = several != 0 ? requests * shape.heads : 0};
   }
 }
 

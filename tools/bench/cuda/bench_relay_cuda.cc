@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
-#include "attention/cuda/relay_cuda.h"
 #include "attention/cuda/device_array.h"
+#include "attention/cuda/relay_cuda.h"
 #include "tools/bench/cuda/flush.h"
 
 namespace kvrelay::bench {
