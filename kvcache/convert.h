@@ -6,80 +6,88 @@
 // fp8_e4m3 has no infinities and one NaN (448 is its largest value); int8 is -128 to 127.
 #pragma once
 
-#include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "kvcache/layout.h"
 
 namespace kvrelay {
 
+// Branches are written as selections and no step can trap, so that loops over these become vector
+// code; usable where the sanitizers must not look (copy_host.h).
+#if defined(__GNUC__)
+#define KVRELAY_NUMBER __attribute__((no_sanitize("thread"), always_inline)) static inline
+#else
+#define KVRELAY_NUMBER static inline
+#endif
+
 // A floating point number of 1 + kExponent + kMantissa bits, narrower than fp32, with subnormals.
-template <typename BitsType, int kExponent, int kMantissa, uint32_t kMaxBits, uint32_t kNan>
+template <typename BitsType, int kExponent, int kMantissa, int32_t kMaxBits, int32_t kNan>
 struct NarrowFloat {
   using Bits = BitsType;
   static constexpr int kBias = (1 << (kExponent - 1)) - 1;
   static constexpr int kDropped = 23 - kMantissa;
   static constexpr int kSign = kExponent + kMantissa;
-  static constexpr uint32_t kRebias = static_cast<uint32_t>(127 - kBias) << 23;
-  static constexpr uint32_t kLeastNormal = kRebias + (1U << 23);  // as fp32
-  static constexpr uint32_t kLargest = (kMaxBits << kDropped) + kRebias;
+  static constexpr int32_t kRebias = (127 - kBias) << 23;
+  static constexpr int32_t kLeastNormal = kRebias + (1 << 23);  // as fp32
+  static constexpr int32_t kLargest = (kMaxBits << kDropped) + kRebias;
 
-  static float ToFloat(Bits bits) {
+  KVRELAY_NUMBER float ToFloat(Bits bits) {
+    if constexpr (kExponent == 8) return std::bit_cast<float>(uint32_t{bits} << kDropped);
     const uint32_t sign = uint32_t{bits} >> kSign << 31;
-    const uint32_t magnitude = bits & ((1U << kSign) - 1);
-    if (magnitude > kMaxBits) {  // an infinity where the format has them, else NaN
-      const bool infinite = kMaxBits + 1 == magnitude && kNan != magnitude;
-      return std::bit_cast<float>(sign | (infinite ? 0x7f800000U : 0x7fc00000U));
-    }
-    if constexpr (kExponent == 8) return std::bit_cast<float>(sign | (magnitude << kDropped));
-    if (magnitude >> kMantissa == 0) {
-      const float value =
-          static_cast<float>(magnitude) * std::bit_cast<float>(kLeastNormal - (kMantissa << 23));
-      return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
-    }
-    return std::bit_cast<float>(sign | ((magnitude << kDropped) + kRebias));
+    const auto magnitude = static_cast<int32_t>(bits & ((1U << kSign) - 1));
+    // The format's infinity where it has one, else NaN.
+    constexpr int32_t kInfinity = kMaxBits + 1 == kNan ? -1 : kMaxBits + 1;
+    const int32_t special = magnitude == kInfinity ? 0x7f800000 : 0x7fc00000;
+    int32_t value = (magnitude << kDropped) + kRebias;
+    const float subnormal =
+        static_cast<float>(magnitude) * std::bit_cast<float>(kLeastNormal - (kMantissa << 23));
+    value = magnitude >> kMantissa == 0 ? std::bit_cast<int32_t>(subnormal) : value;
+    value = magnitude > kMaxBits ? special : value;
+    return std::bit_cast<float>(sign | static_cast<uint32_t>(value));
   }
 
-  static Bits FromFloat(float value) {
-    const auto bits = std::bit_cast<uint32_t>(value);
-    const uint32_t sign = bits >> 31 << kSign;
-    uint32_t magnitude = bits & 0x7fffffffU;
-    if (magnitude > 0x7f800000U) return static_cast<Bits>(kNan);
-    magnitude = std::min(magnitude, kLargest);
-    if (kExponent < 8 && magnitude < kLeastNormal) {
+  KVRELAY_NUMBER Bits FromFloat(float value) {
+    const auto bits = std::bit_cast<int32_t>(value);
+    const int32_t all = bits & 0x7fffffff;
+    const int32_t magnitude = all < kLargest ? all : kLargest;
+    const int32_t odd = (magnitude >> kDropped) & 1;
+    int32_t rounded = (magnitude + (1 << (kDropped - 1)) - 1 + odd - kRebias) >> kDropped;
+    if constexpr (kExponent < 8) {
       // Adding the power of two whose last place is our smallest step lets the adder round.
-      constexpr uint32_t kMagic = kLeastNormal + (static_cast<uint32_t>(kDropped) << 23);
+      constexpr int32_t kMagic = kLeastNormal + (kDropped << 23);
       const float sum = std::bit_cast<float>(magnitude) + std::bit_cast<float>(kMagic);
-      return static_cast<Bits>(sign | (std::bit_cast<uint32_t>(sum) - kMagic));
+      const int32_t subnormal = std::bit_cast<int32_t>(sum) - kMagic;
+      rounded = magnitude < kLeastNormal ? subnormal : rounded;
     }
-    const uint32_t odd = (magnitude >> kDropped) & 1U;
-    const uint32_t rounded = magnitude + (1U << (kDropped - 1)) - 1 + odd;
-    return static_cast<Bits>(sign | ((rounded - kRebias) >> kDropped));
+    const int32_t sign = static_cast<int32_t>(static_cast<uint32_t>(bits) >> 31 << kSign);
+    return static_cast<Bits>(all > 0x7f800000 ? kNan : sign | rounded);
   }
 };
 
 struct Fp32 {
   using Bits = uint32_t;
-  static float ToFloat(Bits bits) { return std::bit_cast<float>(bits); }
-  static Bits FromFloat(float value) {
-    constexpr float kLargest = std::numeric_limits<float>::max();
-    if (std::isinf(value)) value = std::copysign(kLargest, value);
-    return std::bit_cast<uint32_t>(value);
+  KVRELAY_NUMBER float ToFloat(Bits bits) { return std::bit_cast<float>(bits); }
+  KVRELAY_NUMBER Bits FromFloat(float value) {
+    const auto bits = std::bit_cast<uint32_t>(value);
+    return (bits & 0x7fffffffU) == 0x7f800000U ? bits - 1 : bits;
   }
 };
 
 struct Int8 {
   using Bits = uint8_t;
-  static float ToFloat(Bits bits) { return static_cast<float>(static_cast<int8_t>(bits)); }
-  static Bits FromFloat(float value) {
-    if (std::isnan(value)) return 0;
-    return static_cast<Bits>(
-        static_cast<int8_t>(std::nearbyint(std::clamp(value, -128.0F, 127.0F))));
+  KVRELAY_NUMBER float ToFloat(Bits bits) {
+    return static_cast<float>(static_cast<int32_t>(static_cast<int8_t>(bits)));
+  }
+  KVRELAY_NUMBER Bits FromFloat(float value) {
+    const bool is_nan = (std::bit_cast<int32_t>(value) & 0x7fffffff) > 0x7f800000;
+    value = value < -128.0F ? -128.0F : value;
+    value = value > 127.0F ? 127.0F : value;
+    // Adding 1.5 * 2^23, whose last place is 1, lets the adder round.
+    const int32_t rounded = std::bit_cast<int32_t>(value + 0x1.8p23F) - 0x4b400000;
+    return static_cast<Bits>(is_nan ? 0 : rounded);
   }
 };
 

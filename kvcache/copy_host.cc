@@ -5,7 +5,7 @@
 
 #include "base/cpu.h"
 #include "base/parallel.h"
-#include "kvcache/convert.h"
+#include "kvcache/copy_host_cast.h"
 #include "kvcache/copy_host_run.h"
 
 namespace kvrelay {
@@ -13,6 +13,7 @@ namespace {
 
 using internal::CopyRun;
 using internal::kLine;
+using internal::Prefetch;
 
 // A run longer than this is copied in pieces, so that threads can share it.
 constexpr uint64_t kPiece = 256 << 10;
@@ -32,6 +33,7 @@ constexpr uint64_t kMaxPrefetchRuns = 16;
 // Inside a page the processor's own prefetchers see ahead: for runs up to this only the runs that
 // follow are asked for (at 4 KiB, asking for the rest of the same run as well made it 10% slower).
 constexpr uint64_t kShortRun = 4096;
+constexpr uint64_t kCastBuffer = 4096;
 
 struct Job;
 using CopyUnitsFn = void (*)(const Job& job, uint64_t begin, uint64_t end);
@@ -40,7 +42,8 @@ using CopyUnitsFn = void (*)(const Job& job, uint64_t begin, uint64_t end);
 struct Job {
   const CopyPlace* places = nullptr;
   const CopySegment* segments = nullptr;
-  const float* factors = nullptr;  // of a cast
+  const float* factors = nullptr;         // of a cast
+  internal::ConvertFn convert = nullptr;  // of a cast
   const std::byte* const* src_regions = nullptr;
   std::byte* const* dst_regions = nullptr;
   CopyBox box;
@@ -212,29 +215,53 @@ __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64
   Isa::Finish();
 }
 
-// The third racing function: conversions.
+// The third racing function, with the conversions that it calls. Where the copy is streamed a part
+// of a run is converted into a buffer that stays in the first cache, and streamed out of it.
+template <typename Isa, bool kStream>
 __attribute__((no_sanitize("thread"))) void CastRuns(const Job& job, uint64_t begin, uint64_t end) {
+  alignas(kLine) std::byte buffer[kCastBuffer];
+  const uint64_t from_size = SizeOf(job.box.cast.from);
+  const uint64_t to_size = SizeOf(job.box.cast.to);
   Cursor now(job, begin);
-  for (uint64_t unit = begin;;) {
-    ConvertRun(job.box.cast.from, now.src(), job.box.cast.to, now.dst(),
-               now.bytes() / SizeOf(job.box.cast.to), now.factor());
-    if (++unit == end) break;
-    now.Next();
+  Cursor next = now;
+  for (uint64_t unit = begin; unit < end; ++unit) {
+    if (unit + 1 < end) next.Next();
+    const uint64_t elements = now.bytes() / to_size;
+    const float factor = now.factor();
+    const uint64_t asked = std::min(elements * from_size, kPrefetchBytes);
+    for (uint64_t at = 0; at < asked; at += kLine) Prefetch(next.src(), static_cast<int64_t>(at));
+    if (kStream) {
+      for (uint64_t done = 0; done < elements;) {
+        const uint64_t part = std::min(elements - done, kCastBuffer / to_size);
+        job.convert(now.src() + done * from_size, buffer, part, factor);
+        CopyRun<Isa, true>(now.dst() + done * to_size, buffer, part * to_size, 0);
+        done += part;
+      }
+    } else {
+      job.convert(now.src(), now.dst(), elements, factor);
+    }
+    now = next;
   }
+  Isa::Finish();
 }
 
+enum class Way { kShortRuns, kLongRuns, kCast };
+
 template <typename Isa>
-CopyUnitsFn Choose(bool is_short, bool stream) {
-  if (is_short) return stream ? CopyShortRuns<Isa, true> : CopyShortRuns<Isa, false>;
+CopyUnitsFn Choose(Way way, bool stream) {
+  if (way == Way::kCast) return stream ? CastRuns<Isa, true> : CastRuns<Isa, false>;
+  if (way == Way::kShortRuns) return stream ? CopyShortRuns<Isa, true> : CopyShortRuns<Isa, false>;
   return stream ? CopyLongRuns<Isa, true> : CopyLongRuns<Isa, false>;
 }
 
-CopyUnitsFn ChooseForThisMachine(bool is_short, bool stream) {
+CopyUnitsFn ChooseForThisMachine(Way way, bool stream) {
 #if defined(__x86_64__)
+  static const bool avx512 = HasAvx512();
   static const bool avx2 = HasAvx2();
-  return avx2 ? Choose<internal::Avx2>(is_short, stream) : Choose<internal::Sse2>(is_short, stream);
+  if (avx512) return Choose<internal::Avx512>(way, stream);
+  return avx2 ? Choose<internal::Avx2>(way, stream) : Choose<internal::Sse2>(way, stream);
 #else
-  return Choose<internal::Portable>(is_short, stream);
+  return Choose<internal::Portable>(way, stream);
 #endif
 }
 
@@ -269,16 +296,16 @@ class Jobs {
       job.pieces = (box.run_bytes + kPiece - 1) / kPiece;
       job.first_byte = first_byte;
       job.bytes = box.bytes();
+      Way way = box.run_bytes <= kShortRun ? Way::kShortRuns : Way::kLongRuns;
       if (box.casts) {
+        way = Way::kCast;
         job.factors = plan.factors.data() + box.cast.first_factor;
         job.src_piece_bytes = kPiece / SizeOf(box.cast.to) * SizeOf(box.cast.from);
-        job.copy_units = CastRuns;
-      } else {
-        job.copy_units =
-            ChooseForThisMachine(box.run_bytes <= kShortRun,
-                                 total_ >= kStreamFrom && (box.run_bytes >= kStreamLongRun ||
-                                                           FillsLines(plan, box, dst_regions)));
+        job.convert = internal::ConvertIsas()[0].function(box.cast.from, box.cast.to);
       }
+      job.copy_units =
+          ChooseForThisMachine(way, total_ >= kStreamFrom && (box.run_bytes >= kStreamLongRun ||
+                                                              FillsLines(plan, box, dst_regions)));
       first_byte += job.bytes;
       jobs_.push_back(job);
     }

@@ -80,6 +80,24 @@ struct Avx2 {
   KVRELAY_RACING static void Finish() { asm volatile("sfence\n\tvzeroupper" ::: "memory"); }
 };
 
+struct Avx512 {
+  KVRELAY_RACING static void Copy16(std::byte* dst, const std::byte* src) {
+    Avx2::Copy16(dst, src);
+  }
+  KVRELAY_RACING static void Copy32(std::byte* dst, const std::byte* src) {
+    Avx2::Copy32(dst, src);
+  }
+  KVRELAY_RACING static void Copy64(std::byte* dst, const std::byte* src) {
+    asm volatile("vmovups (%1), %%zmm0\n\tvmovups %%zmm0, (%0)" ::"r"(dst), "r"(src)
+                 : "xmm0", "memory");
+  }
+  KVRELAY_RACING static void Stream64(std::byte* dst, const std::byte* src) {
+    asm volatile("vmovups (%1), %%zmm0\n\tvmovntps %%zmm0, (%0)" ::"r"(dst), "r"(src)
+                 : "xmm0", "memory");
+  }
+  KVRELAY_RACING static void Finish() { Avx2::Finish(); }
+};
+
 #endif
 
 // A machine word wherever it lies.

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 namespace kvrelay {
@@ -129,6 +130,59 @@ const Hostile kHostile[] = {
 };
 
 INSTANTIATE_TEST_SUITE_P(All, HostileLayout, ::testing::ValuesIn(kHostile),
+                         [](const auto& info) { return info.param.name; });
+
+// Two kinds of layers, opaque pages, scales: valid, then spoilt.
+struct Rich {
+  const char* name;
+  std::function<void(KvLayout&)> spoil;
+  const char* message;
+};
+
+class RichLayout : public ::testing::TestWithParam<Rich> {};
+
+TEST_P(RichLayout, IsRefusedByName) {
+  KvLayout layout = Small();
+  layout.format = KvFormat::kOpaque;
+  layout.page_name = "amx";
+  layout.page_bytes = 1024;
+  layout.head_stride = 1024;
+  layout.more_kinds = {layout.kind(0)};
+  layout.more_kinds[0].kv_heads = 2;
+  layout.layer_kinds = {0, 1, 0};
+  const std::vector<uint64_t> regions = {layout.dense_bytes()};
+  ASSERT_TRUE(layout.Validate(regions).ok()) << layout.Validate(regions).ToString();
+  layout.scales = {true, std::vector<float>(10, 2.0F), std::vector<float>(10, 0.5F)};
+  ASSERT_TRUE(layout.Validate(regions).ok()) << layout.Validate(regions).ToString();
+  GetParam().spoil(layout);
+  const Status status = layout.Validate(regions);
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr(GetParam().message));
+}
+
+const Rich kRich[] = {
+    {"KindUnknown", [](KvLayout& l) { l.layer_kinds[2] = 2; }, "layer 2 is of kind 2 of 2"},
+    {"KindsShort", [](KvLayout& l) { l.layer_kinds.pop_back(); }, "2 layers' kinds"},
+    {"KindsMany", [](KvLayout& l) { l.more_kinds.resize(64, l.kind(0)); }, "number of kinds"},
+    {"OtherKindNoBlocks", [](KvLayout& l) { l.more_kinds[0].num_blocks = 0; }, "blocks is 0"},
+    {"OtherKindBlocks", [](KvLayout& l) { l.more_kinds[0].num_blocks = 900; }, "K of layer 1"},
+    {"NoPageBytes", [](KvLayout& l) { l.page_bytes = 0; }, "page bytes is 0"},
+    {"PagesOverlap", [](KvLayout& l) { l.page_bytes = 1026; }, "overlap"},
+    {"PageWraps", [](KvLayout& l) { l.page_bytes = UINT64_MAX; }, "page bytes"},
+    {"NoPageName", [](KvLayout& l) { l.page_name.clear(); }, "named \"\""},
+    {"PagesNotOpaque", [](KvLayout& l) { l.format = KvFormat::kHnd, l.page_name.clear(); },
+     "not opaque"},
+    {"ScalesShort", [](KvLayout& l) { l.scales.k.pop_back(); }, "9 scales of K, needed are 10"},
+    {"ScalesOfVMissing", [](KvLayout& l) { l.scales.v.clear(); }, "0 scales of V"},
+    {"ScalesPerTensor", [](KvLayout& l) { l.scales.per_head = false; }, "needed are 3"},
+    {"ScaleZero", [](KvLayout& l) { l.scales.v[3] = 0; }, "a scale of V is 0"},
+    {"ScaleNegative", [](KvLayout& l) { l.scales.k[0] = -1; }, "a scale of K is -1"},
+    {"ScaleNan", [](KvLayout& l) { l.scales.k[0] = std::nanf(""); }, "a scale of K is nan"},
+    {"ScaleInfinite", [](KvLayout& l) { l.scales.k[0] = HUGE_VALF; }, "a scale of K is inf"},
+    {"ScaleSubnormal", [](KvLayout& l) { l.scales.k[0] = 1e-40F; }, "no normal number"},
+};
+
+INSTANTIATE_TEST_SUITE_P(All, RichLayout, ::testing::ValuesIn(kRich),
                          [](const auto& info) { return info.param.name; });
 
 TEST(KvLayout, NoRegionsAtAll) {

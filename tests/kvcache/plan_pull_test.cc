@@ -267,6 +267,14 @@ struct Pull {
   }
 };
 
+void MakeOpaque(Pull& p) {
+  for (KvLayout* layout : {&p.owner, &p.reader}) {
+    layout->format = KvFormat::kOpaque;
+    layout->page_bytes = 2048;
+    layout->page_name = "amx";
+  }
+}
+
 struct Refusal {
   const char* name;
   std::function<void(Pull&)> spoil;
@@ -295,6 +303,39 @@ const Refusal kRefusals[] = {
      "layers of the model: owner has 2, reader 3"},
     {"ModelHeads", [](Pull& p) { p.reader_shard.total_heads = 8; }, Code::kIncompatible,
      "KV heads of the model: owner has 4, reader 8"},
+    {"OpaqueAndNot",
+     [](Pull& p) {
+       p.owner.format = KvFormat::kOpaque, p.owner.page_bytes = 2048, p.owner.page_name = "amx";
+     },
+     Code::kIncompatible, "owner has opaque \"amx\" of fp32, reader nhd"},
+    {"OpaqueOfOthers", [](Pull& p) { MakeOpaque(p), p.reader.page_name = "vnni"; },
+     Code::kIncompatible, "owner has opaque \"amx\" of fp32, reader opaque \"vnni\" of fp32"},
+    {"OpaqueBlockSizes", [](Pull& p) { MakeOpaque(p), p.reader.block_size = 32; },
+     Code::kIncompatible, "owner has 16 tokens in 2048 bytes, reader 32 tokens in 2048 bytes"},
+    {"OpaqueCast", [](Pull& p) { MakeOpaque(p), p.reader.dtype = DType::kBf16; },
+     Code::kIncompatible, "of bf16"},
+    {"OpaqueScales",
+     [](Pull& p) {
+       MakeOpaque(p), p.reader.scales.k = {2, 2};
+     },
+     Code::kIncompatible, "scales"},
+    {"OpaqueCutByTokens", [](Pull& p) { MakeOpaque(p), p.tokens.begin = 5; },
+     Code::kInvalidArgument, "tokens 5 to 32 begin inside a page of 16"},
+    {"Window", [](Pull& p) { p.owner.window = 512, p.reader.window = 1024; }, Code::kIncompatible,
+     "owner has a window of 512, reader a window of 1024"},
+    {"WindowOfTheOwnerAlone", [](Pull& p) { p.owner.window = 512; }, Code::kIncompatible,
+     "owner has a window of 512, reader all tokens"},
+    {"ScalesFarApart",
+     [](Pull& p) {
+       p.owner.scales = {false, {1e38F, 1e38F}, {1, 1}};
+       p.reader.scales = {false, {1e-38F, 1e-38F}, {1, 1}};
+     },
+     Code::kIncompatible, "scales"},
+    {"HeadGroups",
+     [](Pull& p) {
+       p.owner_shard.more_heads = {{2, 0, 2}};
+     },
+     Code::kIncompatible, "head groups: owner has 2, reader 1"},
     {"LayoutAndShardLayers", [](Pull& p) { p.owner.k.pop_back(), p.owner.v.pop_back(); },
      Code::kInvalidArgument, "owner's layout"},
     {"LayoutAndShardHeads", [](Pull& p) { p.reader.kv_heads = 2; }, Code::kInvalidArgument,
@@ -327,6 +368,54 @@ const Refusal kRefusals[] = {
 
 INSTANTIATE_TEST_SUITE_P(All, PlanPullRefuses, ::testing::ValuesIn(kRefusals),
                          [](const auto& info) { return info.param.name; });
+
+TEST(PlanPull, BlockSizesThatDifferGiveOneBoxForEachLengthOfSegments) {
+  const KvLayout owner = KvLayout::Dense(KvFormat::kNhd, DType::kBf16, 2, 4, 32, 24, 100);
+  const KvLayout reader = KvLayout::Dense(KvFormat::kNhd, DType::kBf16, 2, 4, 32, 16, 100);
+  const KvShard shard = KvShard::Make(2, 4, 1, 0).value();
+  std::vector<BlockId> blocks(96);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  const auto plan =
+      PlanPull({owner, shard, {blocks}}, {reader, shard, {blocks}}, 0, 4, {0, 48 * 30});
+  ASSERT_TRUE(plan.has_value());
+  ASSERT_EQ(plan->boxes.size(), 2U);  // 16, 8 + 16, 8: of each 48 tokens two of 16, two of 8
+  EXPECT_EQ(plan->boxes[0].run_bytes, 16 * 256U);
+  EXPECT_EQ(plan->boxes[0].num_segments, 60U);
+  EXPECT_EQ(plan->boxes[1].run_bytes, 8 * 256U);
+  EXPECT_EQ(plan->boxes[1].num_segments, 60U);
+}
+
+TEST(PlanPull, WhatLiesTogetherOnBothSidesIsOneRun) {
+  // All of a block's layers, K and V, one behind the other.
+  KvLayout layout = KvLayout::Dense(KvFormat::kHnd, DType::kBf16, 3, 4, 32, 16, 10);
+  const uint64_t tensor = layout.block_stride;
+  layout.block_stride = 6 * tensor;
+  for (uint64_t i = 0; i < 3; ++i)
+    layout.k[i].offset = 2 * i * tensor, layout.v[i].offset = (2 * i + 1) * tensor;
+  const KvShard shard = KvShard::Make(3, 4, 1, 0).value();
+  const std::vector<BlockId> blocks = {7, 3};
+  auto plan = PlanPull({layout, shard, {blocks}}, {layout, shard, {blocks}}, 0, 4, {0, 32});
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_EQ(plan->places.size(), 1U);
+  EXPECT_EQ(plan->slices(), 2U);
+  EXPECT_EQ(plan->boxes[0].run_bytes, 6 * tensor);
+  plan = PlanPull({layout, shard, {blocks}}, {layout, shard, {blocks}}, 1, 3, {0, 32});
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_EQ(plan->places.size(), 6U);
+  EXPECT_EQ(plan->boxes[0].run_bytes, tensor / 2);
+}
+
+TEST(PlanPull, ManySlicesAreASmallPlan) {
+  const KvLayout layout = KvLayout::Dense(KvFormat::kNhd, DType::kBf16, 80, 8, 128, 16, 1000);
+  const KvShard shard = KvShard::Make(80, 8, 1, 0).value();
+  std::vector<BlockId> blocks(750);
+  std::iota(blocks.rbegin(), blocks.rend(), 0);
+  const auto plan =
+      PlanPull({layout, shard, {blocks}}, {layout, shard, {blocks}}, 0, 8, {0, 750 * 16});
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_EQ(plan->slices(), 120'000U);
+  EXPECT_LT(plan->memory(), 100U << 10);
+}
 
 TEST(PlanPull, LayoutThatWasNeverValidatedGivesAPlanThatIsRefused) {
   Pull pull;

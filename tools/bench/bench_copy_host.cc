@@ -1,11 +1,15 @@
-// The host copy beside memcpy: scattered slices of a mapped region into another region, GB/s (10^9
-// bytes copied a second).
+// The host copy beside its floors, GB/s (10^9 bytes of the source a second): scattered slices of a
+// mapped region into another region.
 //
-//   bench_copy_host [--mib=256] [--rounds=15] [--threads=1,4] [--slices=256,4096] [--json=FILE]
+//   bench_copy_host [--mib=256] [--rounds=15] [--threads=1,4] [--slices=256,4096] [--casts]
+//                   [--plans] [--json=FILE]
 //
-// Each round runs both on the same slices, so that a machine's noise falls on both; the order
-// changes from round to round. Rounds move through both regions, which are four times as large as
-// one copy: nothing is found in a cache by chance.
+// Rows: memcpy of each slice; the best scattered loop that we know of written out for this one
+// shape (vector loads, non-temporal stores, the next slices asked for); ExecuteCopy of a plan; with
+// --casts also plans that cast bf16 to fp8_e4m3, fp32 to bf16 and bf16 to fp16 with a scale.
+// --plans times the planner instead. Each round runs all rows on the same machine state, their
+// order turning; ratios are taken within a round. Rounds move through both regions, which are four
+// times as large as one copy: nothing is found in a cache by chance.
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <numeric>
 #include <random>
@@ -24,7 +29,12 @@
 
 #include "base/parallel.h"
 #include "kvcache/copy_host.h"
+#include "kvcache/plan_pull.h"
 #include "kvcache/region.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace kvrelay {
 namespace {
@@ -33,22 +43,10 @@ struct Options {
   uint64_t mib = 256;
   int rounds = 15;
   std::vector<int> threads = {1, 4};
-  std::vector<int> slices = {128, 256, 1024, 2048, 4096, 16384, 65536, 262144};
+  std::vector<int> slices = {256, 512, 1024, 2048, 4096, 16384, 65536, 262144};
+  bool casts = false;
+  bool plans = false;
   std::string json;
-};
-
-struct Rates {
-  double min = 0;
-  double median = 0;
-  double max = 0;
-};
-
-struct Row {
-  uint64_t slice = 0;
-  int threads = 0;
-  Rates memcpy;
-  Rates execute;
-  double ratio = 0;  // median of the rounds' ratios
 };
 
 double Median(std::vector<double> values) {
@@ -56,94 +54,223 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Rates Summarise(const std::vector<double>& values) {
-  const auto [min, max] = std::minmax_element(values.begin(), values.end());
-  return {*min, Median(values), *max};
+// One way to copy, and what its rounds gave.
+struct Way {
+  std::string name;
+  std::function<void()> copy;
+  std::vector<double> rates = {};
+  std::vector<double> ratios = {};  // to the best floor of the same round
+};
+
+double Seconds(const std::function<void()>& fn) {
+  const auto start = std::chrono::steady_clock::now();
+  fn();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void MemcpySlices(const CopyPlan& plan, const std::byte* src, std::byte* dst) {
-  const uint64_t run = plan.boxes[0].run_bytes;
-  const uint64_t grain = std::max<uint64_t>(1, (uint64_t{1} << 20) / run);
-  ParallelFor(plan.segments.size(), grain, [&](size_t begin, size_t end) {
+template <typename Copy>
+void EachSlice(const std::vector<CopySegment>& segments, uint64_t slice, Copy&& copy) {
+  const uint64_t grain = std::max<uint64_t>(1, (uint64_t{1} << 20) / slice);
+  ParallelFor(segments.size(), grain, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
-      std::memcpy(dst + plan.segments[i].dst, src + plan.segments[i].src, run);
+      // The source of the slice some 2 KiB ahead.
+      const size_t ahead = std::min(end - 1, i + 1 + 2048 / slice);
+      copy(segments[i], segments[ahead]);
     }
   });
 }
 
-template <typename Fn>
-double GigabytesPerSecond(uint64_t bytes, Fn&& copy) {
-  const auto start = std::chrono::steady_clock::now();
-  copy();
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-  return static_cast<double>(bytes) / took.count() / 1e9;
+void StreamSlice(std::byte* dst, const std::byte* src, const std::byte* next, uint64_t bytes) {
+#if defined(__SSE2__)
+  for (uint64_t at = 0; at < bytes; at += 64) {
+    _mm_prefetch(
+        reinterpret_cast<const char*>(at + 2048 < bytes ? src + at + 2048 : next + at % 4096),
+        _MM_HINT_T0);
+    for (uint64_t i = at; i < at + 64; i += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(dst + i),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i)));
+    }
+  }
+#else
+  (void)next;
+  std::memcpy(dst, src, bytes);
+#endif
 }
 
-Row Measure(const Options& options, const MappedRegion& src, const Region& dst, uint64_t slice,
-            int threads) {
-  SetParallelism(threads);
-  const uint64_t slices = (options.mib << 20) / slice;
-  const uint64_t places = src.bytes() / slice;
-  std::mt19937_64 random(slice);
-  std::vector<uint32_t> from(places);
-  std::iota(from.begin(), from.end(), 0);
-  std::vector<uint32_t> to = from;
-  std::shuffle(from.begin(), from.end(), random);
-  std::shuffle(to.begin(), to.end(), random);
+class Bench {
+ public:
+  Bench(const Options& options, const MappedRegion& src, const Region& dst)
+      : options_(options), src_(src), dst_(dst), src_bases_{src.data()}, dst_bases_{dst.data()} {}
 
-  CopyPlan plan;
-  plan.boxes.resize(1);
-  plan.boxes[0].run_bytes = slice;
-  plan.boxes[0].num_segments = static_cast<uint32_t>(slices);
-  plan.places.resize(1);
-  plan.segments.resize(slices);
-  const std::byte* const src_bases[] = {src.data()};
-  std::byte* const dst_bases[] = {dst.data()};
+  // The rows of one slice size and number of threads.
+  std::vector<Way> Measure(uint64_t slice, int threads) {
+    SetParallelism(threads);
+    const uint64_t slices = (options_.mib << 20) / slice;
+    CopyPlan plan;
+    plan.boxes.resize(1);
+    plan.boxes[0].run_bytes = slice;
+    plan.boxes[0].num_segments = static_cast<uint32_t>(slices);
+    plan.places.resize(1);
+    plan.segments.resize(slices);
+    std::vector<Way> ways;
+    ways.push_back({"memcpy", [&, slice] {
+                      EachSlice(plan.segments, slice,
+                                [&](const CopySegment& s, const CopySegment&) {
+                                  std::memcpy(dst_.data() + s.dst, src_.data() + s.src, slice);
+                                });
+                    }});
+    ways.push_back(
+        {"loop, non-temporal", [&, slice] {
+           EachSlice(plan.segments, slice, [&](const CopySegment& s, const CopySegment& n) {
+             StreamSlice(dst_.data() + s.dst, src_.data() + s.src, src_.data() + n.src, slice);
+           });
+         }});
+    ways.push_back({"ExecuteCopy", [&] { ExecuteCopy(plan, src_bases_, dst_bases_); }});
+    std::vector<CopyPlan> casts;
+    if (options_.casts) {
+      casts = {Cast(plan, DType::kBf16, DType::kFp8E4m3), Cast(plan, DType::kFp32, DType::kBf16),
+               Cast(plan, DType::kBf16, DType::kFp16)};
+      for (CopyPlan& cast : casts) {
+        ways.push_back({std::string(DTypeName(cast.boxes[0].cast.from)) + " to " +
+                            std::string(DTypeName(cast.boxes[0].cast.to)),
+                        [this, &cast, &plan] {
+                          cast.segments = plan.segments;
+                          ExecuteCopy(cast, src_bases_, dst_bases_);
+                        }});
+      }
+    }
+    Choose(plan, slice);
+    for (int round = -1; round < options_.rounds; ++round) {
+      std::vector<double> rates(ways.size());
+      for (size_t i = 0; i < ways.size(); ++i) {
+        const size_t which = (i + static_cast<size_t>(round + 1)) % ways.size();
+        Choose(plan, slice);
+        rates[which] = static_cast<double>(slices * slice) / Seconds(ways[which].copy) / 1e9;
+      }
+      if (round < 0) continue;  // starts the threads
+      for (size_t i = 0; i < ways.size(); ++i) {
+        ways[i].rates.push_back(rates[i]);
+        ways[i].ratios.push_back(rates[i] / std::max(rates[0], rates[1]));
+      }
+    }
+    return ways;
+  }
 
-  uint64_t next = 0;
-  const auto choose_slices = [&] {
+ private:
+  // The same slices of the source, multiplied and converted.
+  CopyPlan Cast(const CopyPlan& plan, DType from, DType to) const {
+    CopyPlan cast = plan;
+    CopyBox& box = cast.boxes[0];
+    box.casts = true;
+    box.cast = {from, to, 0, 0, 0, 0};
+    box.run_bytes = box.run_bytes / SizeOf(from) * SizeOf(to);
+    cast.factors = {0.37F};
+    return cast;
+  }
+
+  // The next slices, scattered over both regions.
+  void Choose(CopyPlan& plan, uint64_t slice) {
+    const uint64_t places = src_.bytes() / slice - 1;
+    if (from_.size() != places) {
+      std::mt19937_64 random(slice);
+      from_.resize(places);
+      std::iota(from_.begin(), from_.end(), 0);
+      to_ = from_;
+      std::shuffle(from_.begin(), from_.end(), random);
+      std::shuffle(to_.begin(), to_.end(), random);
+    }
     for (CopySegment& segment : plan.segments) {
-      segment = {from[next] * slice, to[next] * slice};
-      next = (next + 1) % places;
+      segment = {from_[next_ % places] * slice, to_[next_ % places] * slice};
+      ++next_;
     }
-  };
-  std::vector<double> memcpy_rates;
-  std::vector<double> execute_rates;
-  std::vector<double> ratios;
-  for (int round = -1; round < options.rounds; ++round) {
-    double rates[2] = {};
-    for (int i = 0; i < 2; ++i) {
-      const int which = (round + 2 + i) % 2;
-      choose_slices();
-      rates[which] = GigabytesPerSecond(plan.bytes(), [&] {
-        which == 0 ? MemcpySlices(plan, src.data(), dst.data())
-                   : ExecuteCopy(plan, src_bases, dst_bases);
-      });
-    }
-    if (round < 0) continue;  // starts the threads
-    memcpy_rates.push_back(rates[0]);
-    execute_rates.push_back(rates[1]);
-    ratios.push_back(rates[1] / rates[0]);
   }
-  return {slice, threads, Summarise(memcpy_rates), Summarise(execute_rates), Median(ratios)};
+
+  const Options& options_;
+  const MappedRegion& src_;
+  const Region& dst_;
+  const std::vector<const std::byte*> src_bases_;
+  const std::vector<std::byte*> dst_bases_;
+  std::vector<uint32_t> from_;
+  std::vector<uint32_t> to_;
+  uint64_t next_ = 0;
+};
+
+// 80 layers x K, V x 750 blocks: 120,000 slices, and harder ones.
+void MeasurePlans(const Options& options) {
+  struct Case {
+    const char* name;
+    KvFormat reader;
+    DType dtype;
+    uint32_t owner_block;
+    uint32_t reader_block;
+    uint32_t heads;
+  };
+  const Case cases[] = {
+      {"blocks of 16 to blocks of 16", KvFormat::kNhd, DType::kBf16, 16, 16, 8},
+      {"HND to NHD, half of the heads", KvFormat::kHnd, DType::kBf16, 16, 16, 4},
+      {"blocks of 16 to 128", KvFormat::kNhd, DType::kBf16, 16, 128, 8},
+      {"blocks of 24 to 17", KvFormat::kNhd, DType::kBf16, 24, 17, 8},
+      {"bf16 to fp8, a scale per head", KvFormat::kNhd, DType::kFp8E4m3, 16, 16, 8}};
+  constexpr uint32_t kTokens = 750 * 16;
+  std::printf("%-32s %9s %9s %9s   us to plan, min / median / max; us to check\n",
+              "plan of 12,000 tokens", "slices", "KiB", "boxes");
+  for (const Case& c : cases) {
+    const KvLayout owner =
+        KvLayout::Dense(KvFormat::kNhd, DType::kBf16, 80, 8, 128, c.owner_block, 2000);
+    KvLayout reader = KvLayout::Dense(c.reader, c.dtype, 80, 8, 128, c.reader_block, 2000);
+    if (c.dtype != DType::kBf16) {
+      reader.scales = {true, std::vector<float>(80 * 8, 0.5F), std::vector<float>(80 * 8, 0.25F)};
+      reader.scales.k[3] = 2;
+    }
+    const KvShard shard = KvShard::Make(80, 8, 1, 0).value();
+    std::vector<BlockId> blocks(1000);
+    std::iota(blocks.begin(), blocks.end(), 7);
+    std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(1));
+    const std::vector<uint64_t> owner_bytes = {owner.dense_bytes()};
+    const std::vector<uint64_t> reader_bytes = {reader.dense_bytes()};
+    std::vector<double> plan_us;
+    std::vector<double> check_us;
+    CopyPlan plan;
+    for (int round = 0; round < options.rounds * 10; ++round) {
+      plan_us.push_back(1e6 * Seconds([&] {
+                          plan = PlanPull({owner, shard, {blocks}}, {reader, shard, {blocks}}, 0,
+                                          c.heads, {0, kTokens})
+                                     .value();
+                        }));
+      check_us.push_back(1e6 * Seconds([&] {
+                           if (!plan.Validate(owner_bytes, reader_bytes).ok()) std::abort();
+                         }));
+    }
+    const auto [least, most] = std::minmax_element(plan_us.begin(), plan_us.end());
+    std::printf("%-32s %9llu %9.1f %9zu   %.1f / %.1f / %.1f; %.1f\n", c.name,
+                static_cast<unsigned long long>(plan.slices()),
+                static_cast<double>(plan.memory()) / 1024, plan.boxes.size(), *least,
+                Median(plan_us), *most, Median(check_us));
+  }
 }
 
-std::string Json(const Options& options, const std::vector<Row>& rows) {
-  const auto rates = [](const Rates& r) {
-    std::ostringstream out;
-    out << "{\"min\":" << r.min << ",\"median\":" << r.median << ",\"max\":" << r.max << "}";
-    return out.str();
-  };
-  std::ostringstream out;
-  out << "{\"schema\":1,\"benchmark\":\"copy_host\",\"unit\":\"GB/s\",\"copy_bytes\":"
-      << (options.mib << 20) << ",\"rounds\":" << options.rounds << ",\"rows\":[";
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const Row& row = rows[i];
-    out << (i == 0 ? "" : ",") << "\n{\"slice_bytes\":" << row.slice
-        << ",\"threads\":" << row.threads << ",\"memcpy\":" << rates(row.memcpy)
-        << ",\"execute_copy\":" << rates(row.execute) << ",\"ratio\":" << row.ratio << "}";
+void Print(uint64_t slice, int threads, const std::vector<Way>& ways) {
+  for (const Way& way : ways) {
+    const auto [least, most] = std::minmax_element(way.rates.begin(), way.rates.end());
+    const auto [low, high] = std::minmax_element(way.ratios.begin(), way.ratios.end());
+    std::printf("%8llu %7d  %-20s %6.2f / %6.2f / %6.2f   %5.2f / %5.2f / %5.2f\n",
+                static_cast<unsigned long long>(slice), threads, way.name.c_str(), *least,
+                Median(way.rates), *most, *low, Median(way.ratios), *high);
   }
-  out << "]}\n";
+  std::fflush(stdout);
+}
+
+std::string Json(uint64_t slice, int threads, const std::vector<Way>& ways) {
+  std::ostringstream out;
+  for (const Way& way : ways) {
+    const auto [least, most] = std::minmax_element(way.rates.begin(), way.rates.end());
+    const auto [low, high] = std::minmax_element(way.ratios.begin(), way.ratios.end());
+    out << (&way == ways.data() ? "" : ",") << "\n{\"slice_bytes\":" << slice
+        << ",\"threads\":" << threads << ",\"way\":\"" << way.name << "\",\"min\":" << *least
+        << ",\"median\":" << Median(way.rates) << ",\"max\":" << *most
+        << ",\"ratio\":{\"min\":" << *low << ",\"median\":" << Median(way.ratios)
+        << ",\"max\":" << *high << "}}";
+  }
   return out.str();
 }
 
@@ -159,9 +286,8 @@ bool Parse(int argc, char** argv, Options& options) {
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
     const size_t equals = arg.find('=');
-    if (equals == std::string_view::npos) return false;
     const std::string_view name = arg.substr(0, equals);
-    const std::string value(arg.substr(equals + 1));
+    const std::string value(equals == std::string_view::npos ? "" : arg.substr(equals + 1));
     if (name == "--mib") {
       options.mib = std::strtoull(value.c_str(), nullptr, 10);
     } else if (name == "--rounds") {
@@ -170,27 +296,36 @@ bool Parse(int argc, char** argv, Options& options) {
       options.threads = Numbers(value);
     } else if (name == "--slices") {
       options.slices = Numbers(value);
+    } else if (name == "--casts") {
+      options.casts = true;
+    } else if (name == "--plans") {
+      options.plans = true;
     } else if (name == "--json") {
       options.json = value;
     } else {
       return false;
     }
   }
-  const auto in = [](const std::vector<int>& numbers, int most) {
-    return !numbers.empty() && std::all_of(numbers.begin(), numbers.end(), [most](int number) {
-      return number >= 1 && number <= most;
+  const auto in = [](const std::vector<int>& numbers, int multiple, int most) {
+    return !numbers.empty() && std::all_of(numbers.begin(), numbers.end(), [&](int number) {
+      return number >= 1 && number % multiple == 0 && number <= most;
     });
   };
   return options.mib >= 1 && options.mib <= 4096 && options.rounds >= 1 &&
-         in(options.threads, 1024) && in(options.slices, 1 << 20);
+         in(options.threads, 1, 1024) && in(options.slices, 64, 1 << 20);
 }
 
 int Main(int argc, char** argv) {
   Options options;
   if (!Parse(argc, argv, options)) {
     std::cerr << "usage: bench_copy_host [--mib=256] [--rounds=15] [--threads=1,4] "
-                 "[--slices=256,4096] [--json=FILE]\n";
+                 "[--slices=256,4096] [--casts] [--plans] [--json=FILE]\n"
+                 "slices are multiples of 64\n";
     return 2;
+  }
+  if (options.plans) {
+    MeasurePlans(options);
+    return 0;
   }
   const uint64_t bytes = options.mib << 22;
   const auto src = Region::AllocateHost(bytes, "bench_src");
@@ -199,30 +334,37 @@ int Main(int argc, char** argv) {
     std::cerr << (src ? dst : src).error().ToString() << "\n";
     return 1;
   }
-  std::memset(src->data(), 1, bytes);
+  std::mt19937_64 random(1);
+  for (uint64_t at = 0; at < bytes; at += 8) {
+    // Numbers between -2 and 2 in every dtype.
+    const uint64_t word = random() & 0xbf7fbf7fbf7fbf7fULL;
+    std::memcpy(src->data() + at, &word, sizeof(word));
+  }
   const auto mapped = MappedRegion::Map(UniqueFd(::dup(src->export_fd())), bytes);
   if (!mapped) {
     std::cerr << mapped.error().ToString() << "\n";
     return 1;
   }
-  std::printf("%llu MiB a copy, %d rounds, GB/s min / median / max\n",
-              static_cast<unsigned long long>(options.mib), options.rounds);
-  std::printf("%8s %7s   %-22s %-22s %s\n", "slice", "threads", "memcpy", "ExecuteCopy", "ratio");
-  std::vector<Row> rows;
+  double load[3] = {};
+  if (::getloadavg(load, 3) < 1) load[0] = -1;
+  std::printf(
+      "%llu MiB a copy, %d rounds, load average %.1f, GB/s and ratio to the better floor: min / "
+      "median / max\n%8s %7s\n",
+      static_cast<unsigned long long>(options.mib), options.rounds, load[0], "slice", "threads");
+  std::string rows;
+  Bench bench(options, *mapped, *dst);
   for (const int threads : options.threads) {
     for (const int slice : options.slices) {
-      const Row row = Measure(options, *mapped, *dst, static_cast<uint64_t>(slice), threads);
-      std::printf("%8llu %7d   %5.2f / %5.2f / %5.2f  %5.2f / %5.2f / %5.2f  %5.2f\n",
-                  static_cast<unsigned long long>(row.slice), threads, row.memcpy.min,
-                  row.memcpy.median, row.memcpy.max, row.execute.min, row.execute.median,
-                  row.execute.max, row.ratio);
-      std::fflush(stdout);
-      rows.push_back(row);
+      const std::vector<Way> ways = bench.Measure(static_cast<uint64_t>(slice), threads);
+      Print(static_cast<uint64_t>(slice), threads, ways);
+      rows += (rows.empty() ? "" : ",") + Json(static_cast<uint64_t>(slice), threads, ways);
     }
   }
   if (!options.json.empty()) {
     std::ofstream file(options.json);
-    file << Json(options, rows);
+    file << "{\"schema\":2,\"benchmark\":\"copy_host\",\"unit\":\"GB/s\",\"copy_bytes\":"
+         << (options.mib << 20) << ",\"rounds\":" << options.rounds << ",\"load\":" << load[0]
+         << ",\"rows\":[" << rows << "]}\n";
     if (!file.flush()) {
       std::cerr << "cannot write " << options.json << "\n";
       return 1;
