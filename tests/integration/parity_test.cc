@@ -18,6 +18,7 @@ struct Config {
   const char* decode_layout;
   const char* transport;
   size_t system_tokens;
+  bool stream_pulls = true;
 };
 
 constexpr std::array<std::pair<int, int>, 7> kTp = {
@@ -51,12 +52,15 @@ class Parity : public Story {
     SCOPED_TRACE(std::string("prefill TP ") + std::to_string(config.prefill_tp) + " " +
                  config.prefill_layout + ", decode TP " + std::to_string(config.decode_tp) + " " +
                  config.decode_layout + ", " + config.transport + ", system prompt of " +
-                 std::to_string(config.system_tokens));
+                 std::to_string(config.system_tokens) +
+                 (config.stream_pulls ? "" : ", pulled after the prefill"));
     const std::string transport = std::string("--transport=") + config.transport;
     Daemon& prefill = StartPrefill({"--tp=" + std::to_string(config.prefill_tp), transport,
                                     std::string("--kv_layout=") + config.prefill_layout});
-    Daemon& decode = StartDecode({&prefill}, {"--tp=" + std::to_string(config.decode_tp), transport,
-                                              std::string("--kv_layout=") + config.decode_layout});
+    Daemon& decode = StartDecode(
+        {&prefill}, {"--tp=" + std::to_string(config.decode_tp), transport,
+                     std::string("--kv_layout=") + config.decode_layout,
+                     std::string("--stream_pulls=") + (config.stream_pulls ? "true" : "false")});
     ASSERT_TRUE(prefill.started() && decode.started());
     const std::vector<proto::Generate> requests = Requests(config.system_tokens);
     const auto& expected = Expected(BundledModel(), config.system_tokens);
@@ -86,7 +90,8 @@ class Parity : public Story {
              .prefill_layout = kLayouts[layout].first,
              .decode_layout = kLayouts[layout].second,
              .transport = kTransports[(tp + layout) % kTransports.size()],
-             .system_tokens = kSystems[(tp + 2 * layout) % kSystems.size()]},
+             .system_tokens = kSystems[(tp + 2 * layout) % kSystems.size()],
+             .stream_pulls = (tp + layout) % 3 != 0},
             9);
     }
   }
