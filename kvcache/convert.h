@@ -99,7 +99,7 @@ using Fp8E5m2 = NarrowFloat<uint8_t, 5, 2, 0x7b, 0x7f>;
 // Calls fn(Number()) with the type above that `dtype` is, and returns what it returns. `dtype`
 // exists.
 template <typename Fn>
-decltype(auto) WithNumber(DType dtype, Fn&& fn) {
+static decltype(auto) WithNumber(DType dtype, Fn&& fn) {
   switch (dtype) {
     case DType::kFp32:
       break;

@@ -21,4 +21,9 @@ struct ConvertIsa {
 // Those that this machine has, the best one first; at least one.
 std::span<const ConvertIsa> ConvertIsas();
 
+#if defined(__x86_64__)
+ConvertFn ConvertAvx512(DType from, DType to);
+ConvertFn ConvertAvx2(DType from, DType to);
+#endif
+
 }  // namespace kvrelay::internal
