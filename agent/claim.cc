@@ -1,6 +1,7 @@
 // What a reader engine may ask of a lease: claim it, keep it, let it go.
 #include <algorithm>
 
+#include "agent/decode_request.h"
 #include "agent/owner_leader.h"
 #include "proto/codec.h"
 
@@ -14,7 +15,7 @@ std::string Short(const LeaseId& id) { return id.ToHex().substr(0, 8); }
 }  // namespace
 
 void OwnerLeader::OnClaim(std::string_view body, const ResponderPtr& responder) {
-  const auto claim = proto::Decode<proto::Claim>(body);
+  const auto claim = DecodeRequest<proto::Claim>(env_, body);
   if (!claim.has_value()) return responder->Fail(claim.error());
   const auto reply = MakeClaim(*claim);
   if (!reply.has_value()) {
@@ -83,7 +84,7 @@ Result<proto::ClaimReply> OwnerLeader::MakeClaim(const proto::Claim& claim) {
 }
 
 void OwnerLeader::OnHeartbeat(std::string_view body, const ResponderPtr& responder) {
-  const auto heartbeat = proto::Decode<proto::Heartbeat>(body);
+  const auto heartbeat = DecodeRequest<proto::Heartbeat>(env_, body);
   if (!heartbeat.has_value()) return responder->Fail(heartbeat.error());
   const EngineKey reader{heartbeat->reader, heartbeat->reader_incarnation};
   proto::HeartbeatReply reply{.incarnation = ranks_.leader(), .ended = {}};
@@ -99,7 +100,7 @@ void OwnerLeader::OnHeartbeat(std::string_view body, const ResponderPtr& respond
 }
 
 void OwnerLeader::OnRelease(std::string_view body, const ResponderPtr& responder) {
-  const auto release = proto::Decode<proto::Release>(body);
+  const auto release = DecodeRequest<proto::Release>(env_, body);
   if (!release.has_value()) return responder->Fail(release.error());
   for (const LeaseId& id : release->leases) {
     ReleaseClaim({release->reader, release->reader_incarnation}, id);

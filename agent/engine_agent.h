@@ -32,7 +32,7 @@ struct EngineAgentOptions {
   std::string run_dir;
   std::string data_interface;
   Duration spin = std::chrono::microseconds(50);
-  uint64_t chunk_bytes = 1 << 20;
+  uint64_t chunk_bytes = transport::kDefaultChunkBytes;
   uint32_t record_slots = 4096;
   Duration lease_ttl = Millis(30'000);
   Duration lease_cap = Millis(600'000);

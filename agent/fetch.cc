@@ -18,6 +18,11 @@ Status NotTheClientsFault(const Status& status) {
   return {Code::kIncompatible, status.message()};
 }
 
+// Another worker may do better.
+bool IsTheWorkersFault(const Status& status) {
+  return status.code() == Code::kIncompatible || status.code() == Code::kRefused;
+}
+
 }  // namespace
 
 Fetch::Fetch(ReaderContext& context, PrefixTable& prefixes, PrefillPool& pool, FetchOptions options,
@@ -192,13 +197,12 @@ void Fetch::AfterTry() {
   }
   result_ = FetchResult{};
   if (!cancelled_.ok()) return Finish(Error(cancelled_));
-  if (!IsRetryable(failure_.code()) || tries_ > options_.max_retries) {
-    return Finish(Error(failure_));
-  }
+  // Another worker at once; the same one again only after a breath, and only when it may do better.
+  const bool other = tried_.size() < pool_.endpoints().size();
+  const bool worth_it = IsRetryable(failure_.code()) || (other && IsTheWorkersFault(failure_));
+  if (!worth_it || tries_ > options_.max_retries) return Finish(Error(failure_));
   context_.env.counters.Add("kvrelay_retries_total{reason=\"" +
                             std::string(CodeName(failure_.code())) + "\"}");
-  // Another worker at once; the same one again only after a breath.
-  const bool other = tried_.size() < pool_.endpoints().size();
   context_.env.clock.CallAfter(other ? Duration{} : kPause * tries_,
                                [self = shared_from_this()] { self->Try(); });
 }

@@ -1,5 +1,6 @@
 #include "agent/leader_link.h"
 
+#include "agent/decode_request.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
@@ -7,7 +8,7 @@ namespace kvrelay::agent {
 LeaderLink::LeaderLink(Env& env, Incarnation rank_incarnation) {
   env.rpc.Handle(proto::Type::kHello, [this, &env, rank_incarnation](
                                           std::string_view body, const ResponderPtr& responder) {
-    const auto hello = proto::Decode<proto::Hello>(body);
+    const auto hello = DecodeRequest<proto::Hello>(env, body);
     if (!hello.has_value()) return responder->Fail(hello.error());
     if (hello->leader == 0) {
       return responder->Fail({Code::kInvalidArgument, "HELLO: leader incarnation is 0"});

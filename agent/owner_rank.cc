@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "agent/decode_request.h"
 #include "agent/table_hash.h"
 #include "proto/codec.h"
 
@@ -48,7 +49,7 @@ OwnerRank::OwnerRank(Env& env, LeaderLink& link, RankIdentity identity, RecordMe
 OwnerRank::~OwnerRank() { EndAll(); }
 
 void OwnerRank::OnGetMeta(std::string_view body, const ResponderPtr& responder) {
-  const auto request = proto::Decode<proto::GetMeta>(body);
+  const auto request = DecodeRequest<proto::GetMeta>(env_, body);
   if (!request.has_value()) return responder->Fail(request.error());
   // The reader decides on compatibility, with both sides' values in its message; it may always
   // look.
@@ -72,7 +73,7 @@ void OwnerRank::OnGetMeta(std::string_view body, const ResponderPtr& responder) 
 }
 
 void OwnerRank::OnStart(std::string_view body, const ResponderPtr& responder) {
-  const auto start = proto::Decode<proto::Start>(body);
+  const auto start = DecodeRequest<proto::Start>(env_, body);
   if (!start.has_value()) return responder->Fail(start.error());
   const auto reply = StartLease(*start);
   if (!reply.has_value()) return responder->Fail(reply.error());
@@ -140,7 +141,7 @@ Result<uint32_t> OwnerRank::TakeSlot() {
 }
 
 void OwnerRank::OnEnd(std::string_view body, const ResponderPtr& responder) {
-  const auto end = proto::Decode<proto::End>(body);
+  const auto end = DecodeRequest<proto::End>(env_, body);
   if (!end.has_value()) return responder->Fail(end.error());
   EndLease(end->lease);  // by name only: END of an old lease can not end a newer one
   responder->Reply(proto::Encode(proto::Empty{}), false);

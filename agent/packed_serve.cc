@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "agent/decode_request.h"
 #include "agent/owner_rank.h"
 #include "proto/codec.h"
 
@@ -50,7 +51,7 @@ Status OwnerRank::CheckPackedRead(const proto::PackedRead& read) const {
 }
 
 void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responder) {
-  const auto read = proto::Decode<proto::PackedRead>(body);
+  const auto read = DecodeRequest<proto::PackedRead>(env_, body);
   if (!read.has_value()) return responder->Fail(read.error());
   if (Status status = CheckPackedRead(*read); !status.ok()) return responder->Fail(status);
   const StreamKey key{{read->reader, read->reader_incarnation}, read->stream};
@@ -122,7 +123,7 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
 }
 
 void OwnerRank::OnPackedCancel(std::string_view body, const ResponderPtr& responder) {
-  const auto cancel = proto::Decode<proto::PackedCancel>(body);
+  const auto cancel = DecodeRequest<proto::PackedCancel>(env_, body);
   if (!cancel.has_value()) return responder->Fail(cancel.error());
   const auto it = streams_.find({{cancel->reader, cancel->reader_incarnation}, cancel->stream});
   if (it != streams_.end()) it->second.transport->Cancel(it->second.op);

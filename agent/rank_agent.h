@@ -36,7 +36,7 @@ struct RankAgentOptions {
   std::string run_dir;         // of this engine, mode 0700
   std::string data_interface;  // empty: loopback
   Duration spin = std::chrono::microseconds(50);
-  uint64_t chunk_bytes = 1 << 20;
+  uint64_t chunk_bytes = transport::kDefaultChunkBytes;
   uint32_t record_slots = 4096;
 };
 

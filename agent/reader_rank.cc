@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "agent/decode_request.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
@@ -45,7 +46,7 @@ void ReaderRank::MarkEnded(uint64_t number) {
 }
 
 void ReaderRank::OnPull(std::string_view body, const ResponderPtr& responder) {
-  auto pull = proto::Decode<proto::Pull>(body);
+  auto pull = DecodeRequest<proto::Pull>(env_, body);
   if (!pull.has_value()) return responder->Fail(pull.error());
   if (Status status = link_.Check(pull->leader); !status.ok()) return responder->Fail(status);
   const uint64_t number = pull->number;
@@ -88,7 +89,7 @@ void ReaderRank::OnDrained(uint64_t number) {
 }
 
 void ReaderRank::OnDrop(std::string_view body, const ResponderPtr& responder) {
-  const auto drop = proto::Decode<proto::Drop>(body);
+  const auto drop = DecodeRequest<proto::Drop>(env_, body);
   if (!drop.has_value()) return responder->Fail(drop.error());
   if (Status status = link_.Check(drop->leader); !status.ok()) return responder->Fail(status);
   const auto it = running_.find(drop->number);

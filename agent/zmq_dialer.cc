@@ -106,8 +106,12 @@ void ZmqDialer::Abandon(Rpc::CallId id) {
 }
 
 Result<std::shared_ptr<ZmqDialer::Peer>> ZmqDialer::Connect(const std::string& endpoint) {
-  const auto it = peers_.find(endpoint);
-  if (it != peers_.end()) return it->second;
+  if (const auto it = peers_.find(endpoint); it != peers_.end()) {
+    const std::shared_ptr<Peer> peer = it->second;
+    // An idle connection may have broken since the loop last looked: then over a new one.
+    if (peer->calls.empty()) OnConnectionEvents(peer);
+    if (!peer->dropped) return peer;
+  }
   KVRELAY_ASSIGN_OR_RETURN(ZmqSocket socket, ZmqSocket::Create(context_, ZMQ_DEALER, options_));
   KVRELAY_ASSIGN_OR_RETURN(ZmqMonitor monitor,
                            ZmqMonitor::Create(context_, socket, kConnectionEvents));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "agent/decode_request.h"
 #include "base/random.h"
 #include "engine/fingerprint.h"
 #include "proto/codec.h"
@@ -42,7 +43,7 @@ size_t DecodeWorker::EndAll() {
 }
 
 void DecodeWorker::OnGenerate(std::string_view body, const agent::ResponderPtr& responder) {
-  auto generate = proto::Decode<proto::Generate>(body);
+  auto generate = agent::DecodeRequest<proto::Generate>(agent_.env(), body);
   if (!generate.has_value()) return responder->Fail(generate.error());
   auto active = std::make_shared<Active>(engine_.tokenizer());
   active->responder = responder;
@@ -201,7 +202,7 @@ void DecodeWorker::End(const ActivePtr& active, const Status& status) {
 }
 
 void DecodeWorker::OnCancelRequest(std::string_view body, const agent::ResponderPtr& responder) {
-  const auto cancel = proto::Decode<proto::CancelRequest>(body);
+  const auto cancel = agent::DecodeRequest<proto::CancelRequest>(agent_.env(), body);
   if (!cancel.has_value()) return responder->Fail(cancel.error());
   std::vector<ActivePtr> named;
   for (const auto& [number, active] : requests_) {

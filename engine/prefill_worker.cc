@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "agent/decode_request.h"
 #include "engine/fingerprint.h"
 #include "proto/codec.h"
 
@@ -32,7 +33,7 @@ size_t PrefillWorker::EndAll() {
 }
 
 void PrefillWorker::OnPrefill(std::string_view body, const agent::ResponderPtr& responder) {
-  auto prefill = proto::Decode<proto::Prefill>(body);
+  auto prefill = agent::DecodeRequest<proto::Prefill>(agent_.env(), body);
   if (!prefill.has_value()) return responder->Fail(prefill.error());
   auto job = std::make_shared<Job>();
   job->request_id = prefill->request_id;

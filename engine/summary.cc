@@ -39,7 +39,8 @@ std::string SummaryJson(const std::string& request_id, const Outcome& outcome,
                                        {"retries", transfer.retries},
                                        {"relay", outcome.relay ? "on" : "off"},
                                        {"relay_why", outcome.relay_why}};
-  return json.dump();
+  // The request id is the client's and may be any bytes.
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace kvrelay::engine

@@ -158,6 +158,10 @@ class Transport {
   virtual void Cancel(OpId op) = 0;
 };
 
+// The largest chunk of a packed stream that is sent. One that stays in the cache between the
+// network and its unpacking moves up to twice as fast as one of a megabyte.
+inline constexpr uint64_t kDefaultChunkBytes = 256 << 10;
+
 // Settings that all transports share.
 struct Options {
   std::vector<LocalRegion> regions;  // by RegionId
@@ -165,9 +169,7 @@ struct Options {
   std::string run_dir;         // folder for Unix sockets, mode 0700
   std::string data_interface;  // for UCX TCP; empty: loopback
   Duration spin = std::chrono::microseconds(50);
-  // The largest chunk of a packed stream that is sent. One that stays in the cache between the
-  // network and its unpacking moves up to twice as fast as one of a megabyte.
-  uint64_t chunk_bytes = 256 << 10;
+  uint64_t chunk_bytes = kDefaultChunkBytes;
   // Connections and threads that a packed stream is dealt over, see striped.h; 0: by the number of
   // processors.
   uint32_t rails = 0;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -18,9 +19,9 @@ using proto::Type;
 // A daemon's control thread with handlers that echo, stream, or never answer.
 class ServerThread {
  public:
-  ServerThread() {
+  explicit ServerThread(const std::string& listen = "tcp://127.0.0.1:0") {
     ZmqRpc::Options options;
-    options.listen = "tcp://127.0.0.1:0";
+    options.listen = listen;
     auto rpc = ZmqRpc::Create(loop_, counters_, options);
     EXPECT_TRUE(rpc.has_value());
     rpc_ = *std::move(rpc);
@@ -125,6 +126,19 @@ TEST(Client, InterruptEndsTheCallOnBothSides) {
 
   client.Interrupt();  // between two calls: the next one
   EXPECT_EQ(client.Call(Type::kPrefill, "", Millis(30'000)).error().code(), Code::kCancelled);
+}
+
+TEST(Client, ConnectsAgainWhenItsIdleConnectionBroke) {
+  auto server = std::make_unique<ServerThread>();
+  const std::string endpoint = server->endpoint();
+  Client client = ConnectTo(endpoint);
+  EXPECT_TRUE(client.Call(Type::kPing, "", Millis(5000)).has_value());
+  server.reset();
+  server = std::make_unique<ServerThread>(endpoint);
+  std::this_thread::sleep_for(Millis(50));  // the end of the old connection has arrived
+  const auto reply = client.Call(Type::kPing, "again", Millis(5000));
+  ASSERT_TRUE(reply.has_value()) << reply.error().ToString();
+  EXPECT_EQ(*reply, "again");
 }
 
 TEST(Client, MayGoFromThreadToThread) {

@@ -116,6 +116,10 @@ TEST_F(BadMessages, EveryRequestWithANonsenseBodyIsAnsweredWithAnError) {
           << name << ": " << reply.error().ToString();
     }
   }
+  // As bad messages, whatever their envelopes: CLAIM, HEARTBEAT, RELEASE and all.
+  for (const Daemon* daemon : {&prefill, &decode}) {
+    EXPECT_GE(Count(*daemon, "kvrelay_bad_messages_total{reason=\"body\"}"), 8) << daemon->name();
+  }
   ExpectServes(decode);
   ExpectIdle(decode);
   ExpectIdle(prefill);

@@ -64,7 +64,7 @@ std::string TimesJson(const Times& times, const std::string& endpoint) {
                                        {"rtt_p99_ms", times.Percentile(0.99)},
                                        {"rtt_min_ms", times.rtt_ms.front()},
                                        {"rtt_max_ms", times.rtt_ms.back()}};
-  return json.dump();
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 std::string TimesText(const Times& times, const std::string& endpoint) {
