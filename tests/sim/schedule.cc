@@ -74,7 +74,7 @@ class Cluster {
                        .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
                        .mapped = mapped,
                        .blocks = DrawBlocks(),
-                       .prefixes = 1 + random.Below(2),
+                       .prefixes = 1 + static_cast<uint32_t>(random.Below(2)),
                        .prefills = fronts};
     decode_ = std::make_unique<SimDecode>(host_, decode_options_, outcomes_);
     if (options.faults && random.Chance(0.4)) {

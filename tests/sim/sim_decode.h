@@ -37,7 +37,7 @@ class SimDecode {
     KvFormat format = KvFormat::kNhd;
     bool mapped = true;
     uint32_t blocks = kBlocks;
-    size_t prefixes = 2;
+    uint32_t prefixes = 2;
     std::vector<std::string> prefills;
     Duration request_timeout = Millis(8000);
   };
