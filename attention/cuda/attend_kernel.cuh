@@ -1,4 +1,4 @@
-// The attention kernel: one CTA per multiprocessor, a producer warp and two warpgroups of
+// The attention kernel: one CTA per multiprocessor, three producer warps and two warpgroups of
 // consumers, until all work of the plan is done.
 #pragma once
 
@@ -59,14 +59,20 @@ __global__ void __launch_bounds__(kCtaThreads, 1)
     }
     for (uint32_t i = 0; i < S::kWorkSlots; ++i) {
       ptx::BarrierInit(ptx::SharedAddress(&shared.work_full[i]), 1);
-      ptx::BarrierInit(ptx::SharedAddress(&shared.work_empty[i]), kConsumerWarps);
+      ptx::BarrierInit(ptx::SharedAddress(&shared.work_empty[i]), kWorkReaders);
     }
     ptx::FenceBarrierInit();
   }
   __syncthreads();
   if (threadIdx.x < kCtaThreads - kConsumerThreads) {
     ptx::RegistersDown<40>();
-    if (threadIdx.x < 32) Producer<kHeadDim>(shared, args, maps).Run();
+    if (threadIdx.x < 32) {
+      WorkProducer<kHeadDim>(shared, args, maps).Run();
+    } else if (threadIdx.x < 64) {
+      TileProducer<kHeadDim, true>(shared, args, maps).Run();
+    } else if (threadIdx.x < 96) {
+      TileProducer<kHeadDim, false>(shared, args, maps).Run();
+    }
   } else {
     ptx::RegistersUp<232>();
     Consume<T, kHeadDim>(shared, args);

@@ -37,8 +37,10 @@ class SuffixAttention {
     const uint32_t first = tiles > 1 ? 0 : c_.turn++ % 2;
     for (uint32_t tile = 0; tile < tiles; ++tile) {
       c_.WaitFull(c_.ring.slot, c_.ring.parity);
-      if (tile == 0) LoadQuery(q_slot);  // comes with the first tile of K
-      if ((first + tile) % 2 == warpgroup_) {
+      const bool mine = (first + tile) % 2 == warpgroup_;
+      // Comes with the first tile of K; both need it if both have tiles.
+      if (tile == 0 && (mine || tiles > 1)) LoadQuery(q_slot);
+      if (mine) {
         Tile(tokens_ - tile * kTileTokens);
       } else {
         // Also lets go of the other's stages: so none is filled again before both have seen it

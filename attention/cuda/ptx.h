@@ -69,12 +69,12 @@ __device__ __forceinline__ uint64_t PolicyEvictLast() {
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-__device__ __forceinline__ void CopyBox(uint32_t destination, const CUtensorMap* map, int32_t c3,
-                                        int32_t c4, uint32_t barrier, uint64_t policy) {
+__device__ __forceinline__ void CopyBox(uint32_t destination, const CUtensorMap* map, int32_t place,
+                                        uint32_t barrier, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%2, %2, %2, %3, %4}], [%5], %6;" ::"r"(destination),
-      "l"(map), "r"(0), "r"(c3), "r"(c4), "r"(barrier), "l"(policy)
+      "[%0], [%1, {%2, %2, %2, %2, %3}], [%4], %5;" ::"r"(destination),
+      "l"(map), "r"(0), "r"(place), "r"(barrier), "l"(policy)
       : "memory");
 }
 // `bytes` and both addresses are multiples of 16.

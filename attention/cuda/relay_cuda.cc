@@ -168,18 +168,23 @@ Result<LayerMaps> RelayKernels::MapLayer(const LayerCache& cache) const {
                    "stride of " + std::to_string(stride) + " bytes: a multiple of 16 is needed");
     }
   }
-  // Blocks and heads are one dimension, in steps that both strides are multiples of.
-  const uint64_t step = std::gcd(cache.block_stride, cache.head_stride);
+  // Blocks, heads and units of 16 tokens are one dimension, in steps that all strides are multiples
+  // of.
+  const uint64_t unit_stride = 16 * cache.token_stride;
+  const uint64_t step = std::gcd(std::gcd(cache.block_stride, cache.head_stride), unit_stride);
   const uint64_t block_step = cache.block_stride / step;
   const uint64_t head_step = cache.head_stride / step;
+  const uint64_t unit_step = unit_stride / step;
+  const uint32_t block_units = shape_.block_size / 16;
   const uint64_t places = (uint64_t{cache.num_blocks} - 1) * block_step +
-                          (uint64_t{shape_.kv_heads} - 1) * head_step + 1;
+                          (uint64_t{shape_.kv_heads} - 1) * head_step +
+                          (block_units - 1) * unit_step + 1;
   if (cache.num_blocks == 0 || places > INT32_MAX) {
     return Error(Code::kIncompatible, std::to_string(cache.num_blocks) +
                                           " blocks cannot be addressed in steps of " +
                                           std::to_string(step) + " bytes");
   }
-  const cuuint64_t sizes[5] = {64, 8, shape_.head_dim / 64, shape_.block_size / 8, places};
+  const cuuint64_t sizes[5] = {64, 8, shape_.head_dim / 64, 2, places};
   const cuuint64_t strides[4] = {cache.token_stride, 128, 8 * cache.token_stride, step};
   const cuuint32_t box[5] = {64, 8, shape_.head_dim / 64, 2, 1};
   const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
@@ -188,6 +193,9 @@ Result<LayerMaps> RelayKernels::MapLayer(const LayerCache& cache) const {
   CacheMaps maps = {};
   maps.block_step = static_cast<uint32_t>(block_step);
   maps.head_step = static_cast<uint32_t>(head_step);
+  maps.unit_step = static_cast<uint32_t>(unit_step);
+  maps.block_units = block_units;
+  maps.block_units_inverse = UINT32_MAX / block_units + 1;
   for (const auto& [map, base] : {std::pair{&maps.k, cache.k}, std::pair{&maps.v, cache.v}}) {
     const CUresult result =
         (*encode)(map, type, 5, const_cast<void*>(base), sizes, strides, box, ones,

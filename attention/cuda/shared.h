@@ -15,14 +15,17 @@ namespace kvrelay::attention::cuda {
 
 inline constexpr uint32_t kConsumerWarps = 8;
 inline constexpr uint32_t kConsumerThreads = 32 * kConsumerWarps;
-inline constexpr uint32_t kCtaThreads = 128 + kConsumerThreads;  // the first 128: the producer's
-inline constexpr uint32_t kUnitTokens = 16;                      // what one copy brings
+inline constexpr uint32_t kCtaThreads =
+    128 + kConsumerThreads;                                   // the first 128: three producer warps
+inline constexpr uint32_t kWorkReaders = kConsumerWarps + 2;  // of an item: K's and V's producers
+inline constexpr uint32_t kUnitTokens = 16;                   // what one copy brings
 inline constexpr uint32_t kUnitsPerTile = kTileTokens / kUnitTokens;
 
 enum class WorkKind : uint32_t { kStop = 0, kSuffix = 1, kPrefix = 2 };
 
 struct PrefixItem {
   uint32_t head;
+  uint32_t begin;  // in the prefix
   uint32_t tokens;
   uint32_t part;
   uint32_t relayed;
@@ -36,7 +39,8 @@ struct alignas(16) Work {
     PrefixItem prefix;
   };
   WorkKind kind;
-  uint32_t q_slot;  // of a suffix item
+  uint32_t q_slot;     // of a suffix item
+  int32_t places[32];  // of the first units, see CacheMaps
 };
 
 template <uint32_t kHeadDim>
