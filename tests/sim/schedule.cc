@@ -88,7 +88,7 @@ class Cluster {
 
   Outcomes Run() {
     Random& random = world_.random;
-    const uint64_t requests = 4 + random.Below(10);
+    const uint64_t requests = 3 + random.Below(8);
     // Now and then, or all at once.
     const Duration arrivals = random.Chance(0.3) ? Millis(20) : kBusy;
     for (uint64_t n = 0; n < requests; ++n) At(arrivals, [this, n] { Request(n, DrawCancel()); });
