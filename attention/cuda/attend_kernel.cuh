@@ -31,9 +31,9 @@ __device__ void Consume(Shared<kHeadDim>& shared, const AttendArgs& args) {
     if (work.kind == WorkKind::kPrefix) {
       PrefixAttention<T, kHeadDim>(consumer, work.prefix).Run();
     } else if (args.shape.group <= 8) {
-      SuffixAttention<T, kHeadDim, 1>(consumer, work.suffix, work.q_slot);
+      SuffixAttention<T, kHeadDim, 1>(consumer, work.suffix, work.q_slot).Run();
     } else {
-      SuffixAttention<T, kHeadDim, 2>(consumer, work.suffix, work.q_slot);
+      SuffixAttention<T, kHeadDim, 2>(consumer, work.suffix, work.q_slot).Run();
     }
     __syncwarp();
     if (consumer.lane == 0) ptx::Arrive(ptx::SharedAddress(&shared.work_empty[position.slot]));

@@ -18,8 +18,6 @@ struct Consumer {
   const uint32_t warp;
   const uint32_t lane;
   RingPosition<S::kStages> ring;
-  uint32_t turn = 0;           // suffix items of one tile so far
-  bool exchange_used = false;  // by a suffix item before
 
   __device__ Consumer(S& shared_memory, const AttendArgs& launch)
       : shared(shared_memory),

@@ -54,29 +54,16 @@ struct Shared {
   static constexpr uint32_t kQuerySlots = (kStages + 1) / 2;
   static constexpr uint32_t kQueryRowBytes = kHeadDim * 2 + 16;  // no bank conflicts
   static constexpr uint32_t kWorkSlots = 4;
-  static constexpr uint32_t kProbabilityStride = kTileTokens + 8;  // no bank conflicts
-
-  // Of a warpgroup that computes a tile of a suffix item.
-  struct Warpgroup {
-    alignas(16) uint16_t p[kMaxGroup][kProbabilityStride];
-    float2 max[4][kMaxGroup / 2];
-    float2 sum[4][kMaxGroup / 2];
-  };
-  // What one warpgroup hands to the other at the end of a suffix item, for each tile of query
-  // heads.
-  struct Exchange {
-    float o[kHeadDim / 16][128];
-    float max[2][128];
-    float sum[2][128];
-  };
+  static constexpr uint32_t kSumRows = 8;  // rows of a suffix item that the warps add up at a time
+  static constexpr uint32_t kSumStride = kHeadDim + 4;  // no bank conflicts
 
   alignas(1024) uint8_t ring[kStages][kTileBytes];
   union {
-    alignas(1024) uint8_t q[kTileBytes];  // of a prefix item
-    Exchange exchange[kMaxGroup / 8];     // of a suffix item; after all prefix items
+    alignas(1024) uint8_t q[kTileBytes];               // of a prefix item
+    float sums[kConsumerWarps][kSumRows][kSumStride];  // of a suffix item; after all prefix items
   };
   alignas(16) uint8_t suffix_q[kQuerySlots][kMaxGroup][kQueryRowBytes];
-  Warpgroup warpgroups[2];
+  float2 row_sums[kConsumerWarps][kSumRows];
   Work work[kWorkSlots];
   uint32_t completed;  // requests of a prefix tile (or the one of a suffix item) whose parts are
                        // all here
@@ -105,7 +92,5 @@ struct RingPosition {
 // Named barriers; 0 is __syncthreads.
 inline constexpr uint32_t kConsumersBarrier = 1;
 inline constexpr uint32_t kWarpgroupBarrier = 2;  // and 3
-inline constexpr uint32_t kExchangeFull = 4;
-inline constexpr uint32_t kExchangeFree = 5;
 
 }  // namespace kvrelay::attention::cuda
