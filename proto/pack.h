@@ -1,6 +1,9 @@
 // Struct -> msgpack, by schema. Private to proto/.
 #pragma once
 
+#include <array>
+#include <bit>
+#include <cstdint>
 #include <msgpack.hpp>
 #include <string>
 #include <string_view>
@@ -39,8 +42,21 @@ void PackValue(Packer& out, const Id128<Tag>& id) {
   PackBytes(out, id.bytes.data(), id.bytes.size());
 }
 template <typename T>
-requires std::is_arithmetic_v<T>
+requires std::is_integral_v<T>
 void PackValue(Packer& out, T value) { out.pack(value); }
+// Always as a float of its size. Up to version 6 the library writes whole numbers as integers,
+// version 7 does not; our bytes are the same everywhere.
+template <typename T>
+requires std::is_floating_point_v<T>
+void PackValue(Packer& out, T value) {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  const Bits bits = std::bit_cast<Bits>(value);
+  std::array<char, 1 + sizeof(T)> bytes = {sizeof(T) == 8 ? '\xcb' : '\xca'};
+  for (size_t i = 0; i < sizeof(T); ++i) {
+    bytes[1 + i] = static_cast<char>(bits >> (8 * (sizeof(T) - 1 - i)));
+  }
+  out.pack_bin_body(bytes.data(), bytes.size());  // appends them as they are
+}
 template <typename T>
 requires requires { Schema<T>::kFields; }
 void PackValue(Packer& out, const T& message) { PackStruct(out, message); }
