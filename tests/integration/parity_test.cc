@@ -63,7 +63,8 @@ class Parity : public Story {
                      std::string("--stream_pulls=") + (config.stream_pulls ? "true" : "false")});
     ASSERT_TRUE(prefill.started() && decode.started());
     const std::vector<proto::Generate> requests = Requests(config.system_tokens);
-    const auto& expected = Expected(BundledModel(), config.system_tokens);
+    const std::string model = BundledModel();
+    const auto& expected = Expected(model, config.system_tokens);
     const auto together = AskAll(decode.endpoint(), requests, 16);
     for (size_t i = 0; i < requests.size(); ++i) {
       ASSERT_TRUE(together[i].has_value()) << together[i].error().ToString();
