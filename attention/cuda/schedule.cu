@@ -8,11 +8,11 @@ constexpr uint32_t kThreads = 1024;
 
 // What the cost model reckons with, measured on an H200.
 struct Costs {
-  float unit_us = 1.75F;             // one SM: 128 rows x 128 tokens x head size 128, both products
-  float sm_bytes_per_us = 93e3F;     // one SM's reading, at best
+  float unit_us = 2.0F;              // one SM: 128 rows x 128 tokens x head size 128, both products
+  float sm_bytes_per_us = 60e3F;     // one SM's suffix items, while others multiply
   float all_bytes_per_us = 4.4e6F;   // the memory's
   float shared_bytes_per_us = 8e6F;  // prefix pages read again by other requests: L2's
-  float pass_us = 2.5F;  // what a pass of its own costs: its parts are written and added
+  float pass_us = 1.5F;  // what a pass of its own costs: its parts are written and added
 };
 
 struct Sums {
@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint16_t* joined = reinterpret_cast<uint16_t*>(member_count + shape.max_prefixes);
   __shared__ Sums sums;
   __shared__ uint32_t chunk_tokens;
+  __shared__ uint32_t longest;  // suffix, in tokens
   __shared__ Cut cut;
   __shared__ float byte_sums[2];
   constexpr uint16_t kAlone = 0xffff;
@@ -92,6 +93,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Who could share which prefix.
   for (uint32_t p = thread; p < prefixes; p += kThreads) member_count[p] = 0;
   if (thread < 2) byte_sums[thread] = 0;
+  if (thread == 0) longest = 0;
   __syncthreads();
   for (uint32_t r = thread; r < requests; r += kThreads) {
     const uint32_t prefix = batch.prefixes == nullptr ? kNoPrefix : batch.prefixes[r];
@@ -157,11 +159,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     uint32_t total;
     ScanBefore(sums, own, total);
     tokens_before += total;
+    atomicMax(&longest, __reduce_max_sync(~0U, own));
   }
+  __syncthreads();
   if (thread == 0) {
+    // Four items a multiprocessor, but no request in more than kMaxChunks parts: adding them up
+    // takes longer than shorter items gain.
+    constexpr uint32_t kMaxChunks = 16;
     const uint64_t all = uint64_t{tokens_before} * shape.heads;
     const uint64_t per_item = all / (4 * shape.multiprocessors);
-    chunk_tokens = max(1U, DivideUp(static_cast<uint32_t>(per_item), kTileTokens)) * kTileTokens;
+    const uint32_t tokens = max(static_cast<uint32_t>(per_item), DivideUp(longest, kMaxChunks));
+    chunk_tokens = max(1U, DivideUp(tokens, kTileTokens)) * kTileTokens;
     byte_sums[1] = static_cast<float>(all) * token_bytes;
     cut = CutLine(shape, costs, units_total, byte_sums[0], byte_sums[1]);
   }
