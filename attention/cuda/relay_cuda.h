@@ -60,7 +60,7 @@ struct alignas(128) LayerMaps {
 };
 
 // A step's requests, all arrays in device memory. A request is a row below max_requests; rows that
-// are not in use have context 0.
+// are not in use have context 0. A request with fewer tokens than its prefix is taken to have none.
 struct StepBatch {
   const uint32_t* contexts = nullptr;  // [max_requests] tokens in the cache, the prefix's included
   const uint32_t* prefixes = nullptr;  // [max_requests] index of its prefix, or kNoPrefix
