@@ -106,7 +106,9 @@ TEST_F(Stopped, BlocksThatGotAnotherPromptMeanwhileAreNeverServed) {
     const CliResult result = asking.Wait();
     if (result.exit_code == 0) {
       ExpectRightAnswer(result, ask);
-      EXPECT_GE(result.json()["retries"], 1) << result.out;
+      // Chunks packed while the lease lived may have waited for it in the network.
+      const bool had_to_come_back = transport == "--transport=mapped";
+      EXPECT_GE(result.json()["retries"], had_to_come_back ? 1 : 0) << result.out;
     } else {  // it was away for so long that its peers gave it up
       EXPECT_EQ(result.json()["error"]["retryable"], true) << result.out;
     }
