@@ -86,6 +86,7 @@ class EngineAgent {
   Rpc& rpc() { return env().rpc; }
   OwnerLeader& owner() { return *owner_; }
   PrefillPool& prefills() { return *prefills_; }
+  // What they return goes when it is over, or with the agent: to be held weakly.
   std::shared_ptr<Load> StartLoad(LoadRequest request, Load::Events events);
   std::shared_ptr<Fetch> StartFetch(FetchRequest request,
                                     std::function<void(Result<FetchResult>)> finished);

@@ -154,9 +154,11 @@ void EnginePull::Succeed() {
 void EnginePull::Cancel(const Status& why) {
   if (finished_) return;
   finished_ = true;  // nothing counts from here on, but our caller hears of it from the loop
-  context_.env.clock.CallAfter({}, [self = shared_from_this(), why] {
-    self->finished_ = false;
-    self->Fail(why);
+  context_.env.clock.CallAfter({}, [weak = weak_from_this(), why] {
+    if (const auto self = weak.lock()) {
+      self->finished_ = false;
+      self->Fail(why);
+    }
   });
 }
 
@@ -188,9 +190,13 @@ void EnginePull::SendDrop(size_t rank) {
       proto::Type::kDrop,
       proto::Encode(proto::Drop{.leader = context_.ranks.leader(), .number = number_}), kDropPolicy,
       env.clock.Now() + Millis(10'000),
-      [self = shared_from_this(), rank](const Result<std::string>& reply) {
+      [weak = weak_from_this(), rank](const Result<std::string>& reply) {
+        const auto self = weak.lock();
+        if (!self) return;
         if (!reply.has_value()) {
-          self->context_.env.clock.CallAfter(Millis(200), [self, rank] { self->SendDrop(rank); });
+          self->context_.env.clock.CallAfter(Millis(200), [weak, rank] {
+            if (const auto self = weak.lock()) self->SendDrop(rank);
+          });
           return;
         }
         self->ranks_[rank].dropped = true;

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,9 @@ struct ReaderContext {
   uint64_t next_pull_number = 1;
   uint64_t quarantined_blocks =
       0;  // destinations of failed pulls that ranks have not given back yet
+  // Loads and fetches under way, which are theirs alone to keep: callbacks and callers refer to
+  // them weakly, so that with the context everything goes, whatever was in the middle.
+  std::set<std::shared_ptr<void>> under_way{};
 };
 
 struct PullStats {
@@ -43,7 +47,7 @@ struct EnginePullRequest {
   TimePoint deadline;
 };
 
-// Control thread of the leader.
+// Control thread of the leader. Whoever makes it keeps it until drained.
 class EnginePull : public std::enable_shared_from_this<EnginePull> {
  public:
   struct Events {

@@ -39,11 +39,16 @@ uint32_t Fetch::tokens() const {
 }
 
 void Fetch::Start() {
-  deadline_timer_ = context_.env.clock.CallAt(request_.deadline, [self = shared_from_this()] {
+  context_.under_way.insert(shared_from_this());
+  deadline_timer_ = context_.env.clock.CallAt(request_.deadline, [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
     self->deadline_timer_ = 0;
     self->Cancel({Code::kDeadlineExceeded, "the request's deadline passed"});
   });
-  context_.env.clock.CallAfter({}, [self = shared_from_this()] { self->Try(); });
+  context_.env.clock.CallAfter({}, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->Try();
+  });
 }
 
 void Fetch::Try() {
@@ -73,7 +78,9 @@ void Fetch::Try() {
                        [weak = weak_from_this()](const Result<std::string>& body, bool more) {
                          if (const auto self = weak.lock()) self->OnPrefillReply(body, more);
                        });
-  timer_ = env.clock.CallAfter(options_.accept_timeout, [self = shared_from_this()] {
+  timer_ = env.clock.CallAfter(options_.accept_timeout, [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
     self->timer_ = 0;
     self->EndTry(
         {Code::kPeerUnreachable,
@@ -129,9 +136,14 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
         context_, prefixes_,
         LoadRequest{
             .ticket = reply->ticket, .blocks = request_.blocks(), .deadline = request_.deadline},
-        Load::Events{.finished = [self = shared_from_this()](
-                                     const Result<LoadResult>& r) { self->OnLoaded(r); },
-                     .drained = [self = shared_from_this()] { self->OnDrained(); }});
+        Load::Events{.finished =
+                         [weak = weak_from_this()](const Result<LoadResult>& r) {
+                           if (const auto self = weak.lock()) self->OnLoaded(r);
+                         },
+                     .drained =
+                         [weak = weak_from_this()] {
+                           if (const auto self = weak.lock()) self->OnDrained();
+                         }});
     load_->Start();
     if (options_.stream) load_->SetReady();
   }
@@ -145,7 +157,9 @@ void Fetch::OnComputed(const proto::PrefillReply& reply) {
   result_.queue_ms = reply.queue_ms;
   result_.compute_ms = reply.compute_ms;
   if (loaded_) return EndIfComplete();
-  timer_ = env.clock.CallAfter(options_.load_timeout, [self = shared_from_this()] {
+  timer_ = env.clock.CallAfter(options_.load_timeout, [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
     self->timer_ = 0;
     self->EndTry({Code::kDeadlineExceeded,
                   "the pull from prefill " + self->endpoint_ + " took more than " +
@@ -181,7 +195,9 @@ void Fetch::EndTry(const Status& status) {
     load_->Cancel(failure_);  // no-op when it ended by itself; OnDrained goes on
     return;
   }
-  env.clock.CallAfter({}, [self = shared_from_this()] { self->AfterTry(); });
+  env.clock.CallAfter({}, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->AfterTry();
+  });
 }
 
 void Fetch::OnDrained() {
@@ -203,8 +219,9 @@ void Fetch::AfterTry() {
   if (!worth_it || tries_ > options_.max_retries) return Finish(Error(failure_));
   context_.env.counters.Add("kvrelay_retries_total{reason=\"" +
                             std::string(CodeName(failure_.code())) + "\"}");
-  context_.env.clock.CallAfter(other ? Duration{} : kPause * tries_,
-                               [self = shared_from_this()] { self->Try(); });
+  context_.env.clock.CallAfter(other ? Duration{} : kPause * tries_, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->Try();
+  });
 }
 
 void Fetch::Cancel(const Status& why) {
@@ -214,6 +231,7 @@ void Fetch::Cancel(const Status& why) {
 }
 
 void Fetch::Finish(Result<FetchResult> result) {
+  context_.under_way.erase(shared_from_this());
   context_.env.clock.Cancel(std::exchange(deadline_timer_, 0));
   const auto finished = std::exchange(finished_, nullptr);
   if (finished) finished(std::move(result));

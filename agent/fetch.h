@@ -42,7 +42,7 @@ struct FetchOptions {
   bool stream = true;  // pull while the prompt is computed, not after it (--stream_pulls)
 };
 
-// Control thread of the leader. Keeps itself alive until it is over.
+// Control thread of the leader. From Start until it is over its context keeps it.
 class Fetch : public std::enable_shared_from_this<Fetch> {
  public:
   // `finished` exactly once, never inside Start or Cancel. When it runs with an error, every

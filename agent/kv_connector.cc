@@ -58,8 +58,8 @@ void KvConnector::Cancel(LoadId id) {
   agent_.Post([this, id] {
     const auto it = loads_.find(id);
     if (it == loads_.end()) return;
-    const std::shared_ptr<Load> load = it->second;
-    load->Cancel({Code::kCancelled, "the engine cancelled the load"});
+    const std::shared_ptr<Load> load = it->second.lock();
+    if (load) load->Cancel({Code::kCancelled, "the engine cancelled the load"});
   });
 }
 

@@ -46,9 +46,9 @@ class KvConnector {
 
   EngineAgent& agent_;
   std::mutex mutex_;
-  LoadId next_ = 1;                                // guarded by mutex_
-  Finished finished_;                              // guarded by mutex_
-  std::map<LoadId, std::shared_ptr<Load>> loads_;  // the leader's control thread
+  LoadId next_ = 1;                              // guarded by mutex_
+  Finished finished_;                            // guarded by mutex_
+  std::map<LoadId, std::weak_ptr<Load>> loads_;  // the leader's control thread
 };
 
 }  // namespace kvrelay::agent

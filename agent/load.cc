@@ -13,7 +13,7 @@ Load::Load(ReaderContext& context, PrefixTable& prefixes, LoadRequest request, E
 void Load::Start() {
   const proto::Ticket& ticket = request_.ticket;
   prefix_done_ = ticket.prefixes.empty();
-  const auto self = shared_from_this();  // until drained
+  context_.under_way.insert(shared_from_this());
   own_ = std::make_shared<EnginePull>(
       context_,
       EnginePullRequest{.owner = {ticket.front, ticket.incarnation},
@@ -22,9 +22,14 @@ void Load::Start() {
                         .blocks = std::move(request_.blocks),
                         .first_token = ticket.prompt.first_token,
                         .deadline = request_.deadline},
-      EnginePull::Events{.finished = [self](const Result<PullStats>& stats) { self->OnOwn(stats); },
+      EnginePull::Events{.finished =
+                             [weak = weak_from_this()](const Result<PullStats>& stats) {
+                               if (const auto self = weak.lock()) self->OnOwn(stats);
+                             },
                          .drained =
-                             [self] {
+                             [weak = weak_from_this()] {
+                               const auto self = weak.lock();
+                               if (!self) return;
                                // The pull is still on the stack: it goes with the closure.
                                self->context_.env.clock.CallAfter(
                                    {}, [pull = std::move(self->own_)] {});
@@ -39,15 +44,16 @@ void Load::SetReady() {
   own_->SetReady();
   const proto::Ticket& ticket = request_.ticket;
   if (ticket.prefixes.empty()) return;
-  prefix_request_ =
-      prefixes_.Acquire({.owner = {ticket.front, ticket.incarnation},
-                         .owner_engine = ticket.owner,
-                         .part = ticket.prefixes.front(),
-                         .deadline = request_.deadline},
-                        [self = shared_from_this()](const Result<PrefixGrant>& grant) {
-                          self->prefix_request_ = 0;
-                          self->OnPrefix(grant);
-                        });
+  prefix_request_ = prefixes_.Acquire({.owner = {ticket.front, ticket.incarnation},
+                                       .owner_engine = ticket.owner,
+                                       .part = ticket.prefixes.front(),
+                                       .deadline = request_.deadline},
+                                      [weak = weak_from_this()](const Result<PrefixGrant>& grant) {
+                                        const auto self = weak.lock();
+                                        if (!self) return;
+                                        self->prefix_request_ = 0;
+                                        self->OnPrefix(grant);
+                                      });
 }
 
 void Load::OnOwn(const Result<PullStats>& stats) {
@@ -89,8 +95,9 @@ void Load::Fail(const Status& status) {
                             request_.ticket.prefixes.front().lease);
   }
   if (!own_done_) own_->Cancel(status);
-  context_.env.clock.CallAfter(
-      {}, [self = shared_from_this(), status] { self->Report(Error(status)); });
+  context_.env.clock.CallAfter({}, [weak = weak_from_this(), status] {
+    if (const auto self = weak.lock()) self->Report(Error(status));
+  });
 }
 
 void Load::Report(Result<LoadResult> result) {
@@ -100,7 +107,9 @@ void Load::Report(Result<LoadResult> result) {
 }
 
 void Load::ReportDrained() {
-  if (reported_ && own_drained_) std::exchange(events_.drained, [] {})();
+  if (!reported_ || !own_drained_) return;
+  context_.under_way.erase(shared_from_this());
+  events_.drained();
 }
 
 }  // namespace kvrelay::agent

@@ -23,7 +23,7 @@ struct LoadResult {
   PullStats own;              // of the request's own tokens
 };
 
-// Control thread of the leader. Keeps itself alive until drained.
+// Control thread of the leader. From Start until drained its context keeps it.
 class Load : public std::enable_shared_from_this<Load> {
  public:
   struct Events {

@@ -120,7 +120,6 @@ void DecodeWorker::OnAdmitted(const ActivePtr& active,
 }
 
 void DecodeWorker::OnFetched(const ActivePtr& active, const Result<agent::FetchResult>& result) {
-  active->fetch.reset();
   if (active->over) return;
   if (!result.has_value()) return End(active, result.error());
   const agent::LoadResult& load = result->load;
@@ -191,7 +190,7 @@ void DecodeWorker::OnDone(const ActivePtr& active, const Outcome& outcome) {
 void DecodeWorker::End(const ActivePtr& active, const Status& status) {
   if (active->over) return;
   active->over = true;
-  if (active->fetch) active->fetch->Cancel(status);
+  if (const auto fetch = active->fetch.lock()) fetch->Cancel(status);
   engine_.End(active->number, status);
   active->responder->Fail(status);
   requests_.erase(active->number);

@@ -38,7 +38,7 @@ class DecodeWorker {
     std::vector<uint32_t> token_ids;
     TimePoint deadline;
     TextStream text;
-    std::shared_ptr<agent::Fetch> fetch;
+    std::weak_ptr<agent::Fetch> fetch;
     TransferSummary transfer;
     uint64_t generated = 0;
     bool over = false;

@@ -67,22 +67,22 @@ void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration ho
       .prefix_tokens = prompt.prefix_tokens,
       .blocks = [active] { return active->blocks.Share(); },
       .deadline = active->deadline};
-  active->fetch = std::make_shared<agent::Fetch>(
+  const auto fetch = std::make_shared<agent::Fetch>(
       *context_, *prefixes_, *prefills_,
       agent::FetchOptions{
           .max_retries = 2, .accept_timeout = Millis(1500), .load_timeout = Millis(3000)},
       std::move(request),
       [this, active](const Result<agent::FetchResult>& result) { OnFetched(active, result); });
-  active->fetch->Start();
+  active->fetch = fetch;
+  fetch->Start();
   ranks_.front()->process().CallAfter(cancel_after, [active] {
-    if (!active->over) active->fetch->Cancel({Code::kCancelled, "the user left"});
+    const auto fetch = active->fetch.lock();
+    if (!active->over && fetch) fetch->Cancel({Code::kCancelled, "the user left"});
   });
 }
 
 void SimDecode::OnFetched(const std::shared_ptr<Active>& active,
                           const Result<agent::FetchResult>& result) {
-  // Its last callback is on the stack.
-  ranks_.front()->process().CallAfter({}, [fetch = std::move(active->fetch)] {});
   if (!result.has_value()) return Fail(active, result.error());
   ++outcomes_.served;
   outcomes_.retried += result->retries;
@@ -95,7 +95,7 @@ void SimDecode::Load(const Prompt& prompt, const proto::Ticket& ticket, Duration
   if (!active) return;
   active->hold = hold;
   active->lease = ticket.prompt.lease;
-  active->load = std::make_shared<agent::Load>(
+  const auto load = std::make_shared<agent::Load>(
       *context_, *prefixes_,
       agent::LoadRequest{
           .ticket = ticket, .blocks = active->blocks.Share(), .deadline = active->deadline},
@@ -103,18 +103,19 @@ void SimDecode::Load(const Prompt& prompt, const proto::Ticket& ticket, Duration
           .finished =
               [this, active](const Result<agent::LoadResult>& result) { OnLoaded(active, result); },
           .drained = [] {}});
-  active->load->Start();
+  active->load = load;
+  load->Start();
 }
 
 void SimDecode::SetReady(const proto::Ticket& ticket) {
   for (const auto& [id, active] : active_) {
-    if (active->load && active->lease == ticket.prompt.lease) active->load->SetReady();
+    const auto load = active->load.lock();
+    if (load && active->lease == ticket.prompt.lease) load->SetReady();
   }
 }
 
 void SimDecode::OnLoaded(const std::shared_ptr<Active>& active,
                          const Result<agent::LoadResult>& result) {
-  active->load.reset();
   if (!result.has_value()) return Fail(active, result.error());
   ++outcomes_.loaded;
   Decode(active, result->prefix);

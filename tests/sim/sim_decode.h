@@ -60,8 +60,8 @@ class SimDecode {
     Prompt prompt;
     BlockTable blocks;
     PrefixRef prefix;
-    std::shared_ptr<agent::Fetch> fetch;
-    std::shared_ptr<agent::Load> load;
+    std::weak_ptr<agent::Fetch> fetch;
+    std::weak_ptr<agent::Load> load;
     LeaseId lease;  // of `load`
     uint64_t id = 0;
     TimePoint deadline;
