@@ -17,7 +17,9 @@ namespace kvrelay {
 
 // Branches are written as selections and no step can trap, so that loops over these become vector
 // code; usable where the sanitizers must not look (copy_host.h).
-#if defined(__GNUC__)
+#if defined(__CUDACC__)
+#define KVRELAY_NUMBER __host__ __device__ static inline
+#elif defined(__GNUC__)
 #define KVRELAY_NUMBER __attribute__((no_sanitize("thread"), always_inline)) static inline
 #else
 #define KVRELAY_NUMBER static inline
