@@ -144,9 +144,8 @@ TEST_F(MidPull, TheOnlyOneStoppedForLongerThanAPullMayTakeMakesAClearErrorInTime
   far.Thaw();
   ExpectIdle(far);
   // Three failures in a row set it aside for a second.
-  Eventually("decode asks it again", [&] {
-    return RunGenerate(decode, Ask(50, 8, 901)).exit_code == 0;
-  });
+  Eventually("decode asks it again",
+             [&] { return RunGenerate(decode, Ask(50, 8, 901)).exit_code == 0; });
   ExpectServes(decode, 902);
 }
 

@@ -347,8 +347,8 @@ class Reader {
         break;
       }
       case 2:
-        self_.mapped->Read(mapped_, Whole(std::move(plan)), {1, 0}, start + std::chrono::seconds(60),
-                           done);
+        self_.mapped->Read(mapped_, Whole(std::move(plan)), {1, 0},
+                           start + std::chrono::seconds(60), done);
         self_.RunUntil([&] { return finished; });
         break;
       case 3: {
