@@ -13,6 +13,9 @@ inline constexpr uint32_t kMaxLoads = 4;          // of a thread at a time
 inline constexpr uint32_t kCastElements = 8;      // of a unit of a box that casts, or 1
 inline constexpr uint32_t kMaxBoxes = 20;         // of a launch: arguments are up to 4 KiB
 
+// Loads of a thread at a time from units of so many bytes: its registers hold 64 bytes of them.
+constexpr uint32_t CastLoads(uint32_t src_unit) { return src_unit > 16 ? 2 : kMaxLoads; }
+
 // Addresses or offsets on both sides.
 struct alignas(16) GatherPair {
   uint64_t src;

@@ -30,7 +30,10 @@ GatherArgs ArgsOf(std::span<const GatherBox> boxes, bool casts, uint32_t max_sms
   uint64_t units = 0;
   for (const GatherBox& box : boxes) units += box.units;
   // A small request is spread over all CTAs rather than over each thread's loads.
-  uint32_t loads = casts ? 2 : kMaxLoads;
+  uint32_t loads = kMaxLoads;
+  for (const GatherBox& box : boxes) {
+    if (casts) loads = std::min(loads, CastLoads(box.src_unit));
+  }
   while (loads > 1 && units < uint64_t{loads} * kGatherThreads * max_sms) loads /= 2;
   args.chunk_units = loads * kGatherThreads;
   uint32_t chunks = 0;
