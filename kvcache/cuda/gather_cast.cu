@@ -46,12 +46,12 @@ __device__ __forceinline__ void Store(uint64_t to, const UnitBytes<kBytes>& unit
 }
 
 // A chunk of units of kBytes bytes in the source.
-template <uint32_t kBytes>
+template <uint32_t kBytes, typename BoxShape>
 __device__ __forceinline__ void CastChunk(const GatherArgs& args, const GatherBox& box,
                                           uint32_t chunk) {
   constexpr uint32_t kLoads = CastLoads(kBytes);
   UnitAddress at[kLoads];
-  AnyShape::LocateChunk(args, box, kBytes, box.dst_unit, chunk, at);
+  BoxShape::LocateChunk(args, box, kBytes, box.dst_unit, chunk, at);
   UnitBytes<kBytes> units[kLoads];
 #pragma unroll
   for (uint32_t k = 0; k < kLoads; ++k) {
@@ -98,27 +98,38 @@ __device__ __forceinline__ void CastElements(const GatherArgs& args, const Gathe
   }
 }
 
+// This CTA's chunks of the box from `chunk` on; returns its first chunk behind them.
+template <typename BoxShape>
+__device__ __forceinline__ uint32_t CastBox(const GatherArgs& args, const GatherBox& box,
+                                            uint32_t chunk) {
+  for (; chunk < box.end_chunk; chunk += gridDim.x) {
+    switch (box.src_unit) {
+      case 8:
+        CastChunk<8, BoxShape>(args, box, chunk);
+        break;
+      case 16:
+        CastChunk<16, BoxShape>(args, box, chunk);
+        break;
+      case 32:
+        CastChunk<32, BoxShape>(args, box, chunk);
+        break;
+      default:
+        CastElements(args, box, chunk);
+    }
+  }
+  return chunk;
+}
+
+// The first box is the largest, as in the kernel that copies.
 __global__ void __launch_bounds__(kGatherThreads, 1)
     GatherCastKernel(const __grid_constant__ GatherArgs args) {
   uint32_t chunk = blockIdx.x;
-  for (uint32_t b = 0; b < args.boxes; ++b) {
-    const GatherBox& box = args.box[b];
-    for (; chunk < box.end_chunk; chunk += gridDim.x) {
-      switch (box.src_unit) {
-        case 8:
-          CastChunk<8>(args, box, chunk);
-          break;
-        case 16:
-          CastChunk<16>(args, box, chunk);
-          break;
-        case 32:
-          CastChunk<32>(args, box, chunk);
-          break;
-        default:
-          CastElements(args, box, chunk);
-      }
-    }
+  uint32_t b = 0;
+  if (args.box[0].narrow_strides) {
+    chunk = CastBox<Shape<true, false>>(args, args.box[0], chunk);
+    b = 1;
   }
+  for (; b < args.boxes; ++b) chunk = CastBox<AnyShape>(args, args.box[b], chunk);
 }
 
 }  // namespace
