@@ -5,6 +5,7 @@
 // ("shard" -> "ranks[3].shard" -> "CLAIM_REPLY: field 'ranks[3].shard' is missing").
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <msgpack.hpp>

@@ -1,5 +1,6 @@
 #include "transport/event_loop.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>

@@ -2,6 +2,7 @@
 // (ASan, UBSan) and that what is accepted is a message.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 

@@ -1,5 +1,6 @@
 #include "tests/sim/watch.h"
 
+#include <algorithm>
 #include <map>
 
 #include "proto/codec.h"
