@@ -194,7 +194,8 @@ TEST_P(PrefillRestarted, AtTheSameAddressIsFoundWithoutARestartOfDecode) {
 
   const std::string new_incarnation = Look(after)["engine"]["incarnation"];
   EXPECT_NE(new_incarnation, old_incarnation);
-  for (const Json& peer : Look(decode)["peers"]) {
+  const Json decode_now = Look(decode);
+  for (const Json& peer : decode_now["peers"]) {
     EXPECT_EQ(peer["incarnation"], new_incarnation) << peer.dump(2);
   }
   ExpectIdle(decode);
