@@ -142,6 +142,7 @@ void EngineAgent::Probe(const std::string& endpoint, Duration pause) {
               endpoint, State::kIncompatible,
               "model there " + ping->model.ToHex() + ", here " + options_.model.ToHex());
         } else {
+          prefills_->SetIncarnation(endpoint, ping->incarnation);
           prefills_->SetState(endpoint, ping->draining ? State::kDraining : State::kReady, "");
         }
         env().clock.CallAfter(next, [this, endpoint, next_pause] { Probe(endpoint, next_pause); });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 namespace kvrelay::agent {
 namespace {
@@ -87,6 +88,13 @@ void PrefillPool::SetState(const std::string& endpoint, State state, const std::
   if (worker == nullptr) return;
   worker->state = state;
   worker->why = why;
+}
+
+void PrefillPool::SetIncarnation(const std::string& endpoint, Incarnation incarnation) {
+  Worker* worker = Find(endpoint);
+  if (worker == nullptr || std::exchange(worker->incarnation, incarnation) == incarnation) return;
+  worker->failures = 0;
+  worker->aside = {};
 }
 
 std::vector<PrefillPool::Info> PrefillPool::List() const {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/ids.h"
 #include "base/status.h"
 
 namespace kvrelay::agent {
@@ -33,6 +34,8 @@ class PrefillPool {
   void Done(const std::string& endpoint, uint32_t tokens, Code outcome);
   // What a probe found out.
   void SetState(const std::string& endpoint, State state, const std::string& why);
+  // Which process answers there. A new one has a clean slate: its predecessor's failures are gone.
+  void SetIncarnation(const std::string& endpoint, Incarnation incarnation);
 
   struct Info {
     std::string endpoint;
@@ -54,6 +57,7 @@ class PrefillPool {
     std::string endpoint;
     State state = State::kUnknown;
     std::string why;
+    Incarnation incarnation = 0;
     uint64_t outstanding_tokens = 0;
     uint32_t outstanding = 0;
     int failures = 0;  // in a row

@@ -61,6 +61,16 @@ TEST_F(PrefillPoolTest, ThreeFailuresSetAWorkerAsideForASecondThenOneTrialAtATim
   EXPECT_EQ(pool_.Pick(1, {}), "a") << "a success brings it back";
 }
 
+TEST_F(PrefillPoolTest, AWorkerThatWasStartedAgainHasACleanSlate) {
+  pool_.SetState("b", PrefillPool::State::kDraining, "");
+  pool_.SetIncarnation("a", 7);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(PickAndFail(Code::kPeerUnreachable), "a");
+  pool_.SetIncarnation("a", 7);
+  EXPECT_EQ(pool_.Pick(1, {}), std::nullopt) << "still the one that failed";
+  pool_.SetIncarnation("a", 8);
+  EXPECT_EQ(pool_.Pick(1, {}), "a");
+}
+
 TEST_F(PrefillPoolTest, WhatSaysNothingAboutItsHealthCountsAsNeither) {
   pool_.SetState("b", PrefillPool::State::kDraining, "");
   for (int i = 0; i < 10; ++i) {
