@@ -167,9 +167,9 @@ TEST_F(BadMessages, WhatIsNotZeroMqIsCounted) {
                 "for i in {1..20}; do exec {fd}<>/dev/tcp/127.0.0.1/" + port +
                     "; printf 'GET / HTTP/1.0\\r\\n\\r\\n%0200d' 0 >&$fd; done; sleep 60"}});
   ASSERT_TRUE(http);
-  Eventually("they are counted", [&] {
-    return Count(prefill, "kvrelay_bad_messages_total{reason=\"handshake\"}") >= 20;
-  });
+  // As failed handshakes, or by a libzmq that takes them for ZMTP 1.0 (4.3.5) as bad messages.
+  Eventually("they are counted",
+             [&] { return Count(prefill, "kvrelay_bad_messages_total") >= 20; });
   Daemon& decode = StartDecode({&prefill});
   ExpectServes(decode);
   ExpectIdle(prefill);

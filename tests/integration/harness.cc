@@ -62,14 +62,6 @@ double MillisSince(TimePoint start) { return ToMillis(steady_clock::now() - star
 
 }  // namespace
 
-int Slowness() {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return 5;
-#else
-  return 1;
-#endif
-}
-
 Daemon::Daemon(std::string name, const Args& args, const std::string& folder, const Args& launcher)
     : name_(std::move(name)), log_path_(folder + "/" + name_ + ".log") {
   const ChildOptions options = {.argv = CommandLine(launcher, "kvrelayd", args),
@@ -169,7 +161,32 @@ CliResult RunningCli::Wait(Duration at_most) {
 
 Story::Story() : folder_(NewFolder()) {}
 
+void Story::EndDaemonsGently() {
+  for (const auto& daemon : daemons_) {
+    daemon->Thaw();
+    daemon->Terminate();
+  }
+  for (const auto& daemon : daemons_) {
+    if (daemon->running()) daemon->WaitForExit();
+  }
+}
+
+void Story::ExpectNoSanitizerReports() {
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    if (!entry.is_regular_file()) continue;
+    const std::string text = ReadFile(entry.path());
+    const size_t report = std::min(text.find("Sanitizer: "), text.find(": runtime error: "));
+    if (report == std::string::npos) continue;
+    ADD_FAILURE() << entry.path().filename() << ": "
+                  << text.substr(text.rfind('\n', report) + 1, kLogTail);
+  }
+}
+
 Story::~Story() {
+  if (Slowness() > 1) {
+    EndDaemonsGently();
+    ExpectNoSanitizerReports();
+  }
   for (const auto& daemon : daemons_) {
     if (HasFailure()) std::cerr << "--- " << daemon->name() << "\n" << Tail(daemon->log()) << "\n";
     daemon->Kill();

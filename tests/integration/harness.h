@@ -9,7 +9,9 @@
 //   }
 //
 // Every wait has a bound; whatever a test does, its processes are dead and its folder is gone when
-// it ends. Daemons' stderr goes to files, whose ends are printed when the test failed.
+// it ends. Daemons' stderr goes to files, whose ends are printed when the test failed. In sanitizer
+// builds daemons that still run are ended by SIGTERM, so that leaks show, and a sanitizer's report
+// by any program fails the test.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -22,6 +24,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/common/slowness.h"
 #include "tools/common/child_process.h"
 
 namespace kvrelay::integration {
@@ -29,8 +32,7 @@ namespace kvrelay::integration {
 using Json = nlohmann::json;
 using Args = std::vector<std::string>;
 
-// Sanitizer builds are slower: tests that set their own bounds multiply by this.
-int Slowness();
+using tests::Slowness;
 
 // One kvrelayd. Lives as long as its Story.
 class Daemon {
@@ -129,6 +131,8 @@ class Story : public ::testing::Test {
 
  private:
   Daemon& Start(const std::string& name, Args args);
+  void EndDaemonsGently();
+  void ExpectNoSanitizerReports();
 
   std::string folder_;
   Args launcher_;
