@@ -143,8 +143,8 @@ Status PrefillPool::WhyNone() const {
 }
 
 bool PrefillPool::AnyUsable() const {
-  return std::ranges::any_of(workers_, [](const Worker& worker) {
-    return worker.state == State::kReady || worker.state == State::kUnknown;
+  return std::ranges::any_of(workers_, [this](const Worker& worker) {
+    return worker.state == State::kReady && Usable(worker);
   });
 }
 

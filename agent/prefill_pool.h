@@ -48,7 +48,7 @@ class PrefillPool {
   // What to tell a request for which Pick had nothing: every worker with its state and why.
   // kIncompatible or kDraining when all of them are, else kPeerUnreachable.
   Status WhyNone() const;
-  // Some worker could be asked now, or after its time aside.
+  // Some worker answered when last heard of, and is not set aside.
   bool AnyUsable() const;
   const std::vector<std::string>& endpoints() const { return endpoints_; }
 

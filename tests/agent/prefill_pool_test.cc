@@ -45,10 +45,14 @@ TEST_F(PrefillPoolTest, AnotherWorkerFirstButTheSameOneWhenThereIsNoOther) {
 }
 
 TEST_F(PrefillPoolTest, ThreeFailuresSetAWorkerAsideForASecondThenOneTrialAtATime) {
+  pool_.SetState("a", PrefillPool::State::kReady, "");
   pool_.SetState("b", PrefillPool::State::kDraining, "");
+  EXPECT_TRUE(pool_.AnyUsable());
   for (int i = 0; i < 3; ++i) EXPECT_EQ(PickAndFail(Code::kStaleRead), "a");
   EXPECT_EQ(pool_.Pick(1, {}), std::nullopt);
+  EXPECT_FALSE(pool_.AnyUsable()) << "whatever its state";
   clock_.Pass(Millis(1001));
+  EXPECT_TRUE(pool_.AnyUsable());
   EXPECT_EQ(pool_.Pick(1, {}), "a");
   EXPECT_EQ(pool_.Pick(1, {}), std::nullopt) << "one trial at a time";
   pool_.Done("a", 1, Code::kStaleRead);

@@ -15,9 +15,7 @@
 namespace kvrelay::engine {
 
 std::string SourcePath(const std::string& relative) {
-  const std::filesystem::path root =
-      std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
-  return (root / relative).string();
+  return (std::filesystem::path(KVRELAY_SOURCE_DIR) / relative).string();
 }
 
 std::vector<OracleCase> OracleCases(const std::string& model) {

@@ -18,7 +18,7 @@ namespace kvrelay::proto {
 namespace {
 
 std::filesystem::path Source(const std::string& name) {
-  return std::filesystem::path(__FILE__).parent_path().parent_path().parent_path() / name;
+  return std::filesystem::path(KVRELAY_SOURCE_DIR) / name;
 }
 
 std::string Hex(std::string_view bytes) {

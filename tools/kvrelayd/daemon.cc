@@ -126,13 +126,8 @@ proto::HealthReply Daemon::Health() {
   if (reply.draining) {
     reply.reason = "draining";
   } else if (facts_.role == "decode") {
-    std::vector<std::string> states;
-    for (const auto& worker : agent_->prefills().List()) {
-      reply.ready = reply.ready || worker.state == agent::PrefillPool::State::kReady;
-      states.push_back(worker.endpoint + " " +
-                       std::string(agent::PrefillPool::StateName(worker.state)));
-    }
-    if (!reply.ready) reply.reason = "no usable prefill daemon: " + Join(states, ", ");
+    reply.ready = agent_->prefills().AnyUsable();
+    if (!reply.ready) reply.reason = agent_->prefills().WhyNone().message();
   } else {
     reply.ready = true;
   }
