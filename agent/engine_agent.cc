@@ -68,6 +68,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                                    .listen = ListenOf(rank),
                                    .transport = options_.transport,
                                    .run_dir = options_.run_dir,
+                                   .host_id = options_.host_id,
                                    .data_interface = options_.data_interface,
                                    .spin = options_.spin,
                                    .chunk_bytes = options_.chunk_bytes,

@@ -30,6 +30,7 @@ struct EngineAgentOptions {
   int rank_ports = 0;     // rank r > 0 listens on rank_ports + r - 1; 0: any port
   std::string transport = "auto";
   std::string run_dir;
+  std::string host_id;  // as in transport::Options
   std::string data_interface;
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;

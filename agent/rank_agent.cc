@@ -67,6 +67,7 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
       .regions = {},
       .executor = [this](std::function<void()> fn) { loop_.Post(std::move(fn)); },
       .run_dir = options.run_dir,
+      .host_id = options.host_id,
       .data_interface = options.data_interface,
       .spin = options.spin,
       .chunk_bytes = options.chunk_bytes,
@@ -76,19 +77,18 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
   }
   common.regions.push_back({records_->data(), records_->bytes(), records_->export_fd()});
 
-  const auto open = [&](const std::string& name, auto create) {
-    if (options.transport != "auto" && options.transport != name) return;
-    auto made = create(common);
+  // In order of preference: the first that connects to a peer is its path.
+  for (const transport::TransportKind& kind : transport::TransportKinds()) {
+    const std::string name(kind.name);
+    if (options.transport != "auto" && options.transport != name) continue;
+    auto made = kind.create(common);
     if (made.has_value()) {
       transport_notes_.push_back(name);
       transports_.push_back(std::move(*made));
     } else {
       transport_notes_.push_back("no " + name + ": " + made.error().message());
     }
-  };
-  // In order of preference: the first that connects to a peer is its path.
-  open("mapped", transport::CreateMapped);
-  open("ucx-packed", transport::CreateUcxPacked);
+  }
   if (!transports_.empty()) return Status::Ok();
   return {Code::kInvalidArgument,
           "--transport=" + options.transport + ": " +

@@ -34,6 +34,7 @@ struct RankAgentOptions {
   std::string listen;  // "tcp://127.0.0.1:0"
   std::string transport = "auto";
   std::string run_dir;         // of this engine, mode 0700
+  std::string host_id;         // as in transport::Options
   std::string data_interface;  // empty: loopback
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;

@@ -127,7 +127,7 @@ Result<std::unique_ptr<Transport>> MappedTransport::Create(Options options) {
   }
   std::unique_ptr<MappedTransport> transport(new MappedTransport(std::move(options)));
   const Options& own = transport->options_;
-  KVRELAY_ASSIGN_OR_RETURN(transport->self_, ThisHost());
+  KVRELAY_ASSIGN_OR_RETURN(transport->self_, ThisHost(own.host_id));
   KVRELAY_ASSIGN_OR_RETURN(transport->thread_, TransferThread::Create("kvr-mapped", own.spin));
   KVRELAY_ASSIGN_OR_RETURN(transport->listener_,
                            MappedListener::Create(transport->thread_->loop(), own.run_dir,

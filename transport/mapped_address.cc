@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <fstream>
 
@@ -10,6 +12,7 @@ namespace {
 
 constexpr std::string_view kVersion = "kvrelay-mapped-1";
 constexpr size_t kMaxBytes = 512;
+constexpr size_t kMaxHostId = 64;
 
 // Cuts the text before the next space off `rest`.
 std::string_view NextField(std::string_view& rest) {
@@ -27,18 +30,27 @@ bool ParseNumber(std::string_view text, T& value) {
 
 }  // namespace
 
-Result<HostIdentity> ThisHost() {
-  HostIdentity host;
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  if (!(file >> host.boot_id) || host.boot_id.empty()) {
-    return Error(Code::kInternal, "cannot read /proc/sys/kernel/random/boot_id");
+Result<HostIdentity> ThisHost(const std::string& host_id) {
+  HostIdentity host{.host_id = host_id, .uid = geteuid()};
+  if (host_id.empty()) {
+    std::ifstream file("/proc/sys/kernel/random/boot_id");
+    if (!(file >> host.host_id) || host.host_id.empty()) {
+      return Error(Code::kInternal, "cannot read /proc/sys/kernel/random/boot_id");
+    }
   }
-  host.uid = geteuid();
+  const bool is_word = std::ranges::all_of(host.host_id, [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  });
+  if (!is_word || host.host_id.size() > kMaxHostId) {
+    return Error(Code::kInvalidArgument, "--host_id=" + host_id + " needs at most " +
+                                             std::to_string(kMaxHostId) +
+                                             " letters, digits, '-', '_' or '.'");
+  }
   return host;
 }
 
 std::string MappedAddress::Encode() const {
-  return std::string(kVersion) + ' ' + host.boot_id + ' ' + std::to_string(host.uid) + ' ' +
+  return std::string(kVersion) + ' ' + host.host_id + ' ' + std::to_string(host.uid) + ' ' +
          std::to_string(nonce) + ' ' + socket_path;
 }
 
@@ -47,8 +59,8 @@ Result<MappedAddress> MappedAddress::Decode(std::string_view text) {
   if (text.size() > kMaxBytes || text.find('\0') != std::string_view::npos) return Error(bad);
   MappedAddress address;
   if (NextField(text) != kVersion) return Error(bad);
-  address.host.boot_id = NextField(text);
-  if (address.host.boot_id.empty() || !ParseNumber(NextField(text), address.host.uid) ||
+  address.host.host_id = NextField(text);
+  if (address.host.host_id.empty() || !ParseNumber(NextField(text), address.host.uid) ||
       !ParseNumber(NextField(text), address.nonce)) {
     return Error(bad);
   }
@@ -58,9 +70,9 @@ Result<MappedAddress> MappedAddress::Decode(std::string_view text) {
 }
 
 Status CheckSameHost(const HostIdentity& owner, const HostIdentity& self) {
-  if (owner.boot_id != self.boot_id) {
-    return Error(Code::kPeerUnreachable, "another host: the owner's kernel has boot id " +
-                                             owner.boot_id + ", ours " + self.boot_id);
+  if (owner.host_id != self.host_id) {
+    return Error(Code::kPeerUnreachable,
+                 "another host: the owner's id is " + owner.host_id + ", ours " + self.host_id);
   }
   if (owner.uid != self.uid) {
     return Error(Code::kPeerUnreachable, "another user: the owner runs as uid " +

@@ -14,11 +14,14 @@ namespace kvrelay::transport {
 
 // The two things that processes must share before a socket's path means anything.
 struct HostIdentity {
-  std::string boot_id;  // of the running kernel: the same in all its containers, another on every
-                        // other host
+  // The boot id of the running kernel: the same in all its containers, another on every other host.
+  // Or what the user calls the host instead.
+  std::string host_id;
   uid_t uid = 0;
 };
-Result<HostIdentity> ThisHost();
+// `host_id`: instead of the boot id, when it is not empty; kInvalidArgument when it is not 1 to 64
+// letters, digits, '-', '_', '.'.
+Result<HostIdentity> ThisHost(const std::string& host_id = "");
 
 struct MappedAddress {
   HostIdentity host;

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -166,7 +167,8 @@ inline constexpr uint64_t kDefaultChunkBytes = 256 << 10;
 struct Options {
   std::vector<LocalRegion> regions;  // by RegionId
   Executor executor;
-  std::string run_dir;         // folder for Unix sockets, mode 0700
+  std::string run_dir;  // folder for Unix sockets, mode 0700
+  std::string host_id;  // processes whose ids differ do not share memory; empty: the kernel's
   std::string data_interface;  // for UCX TCP; empty: loopback
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = kDefaultChunkBytes;
@@ -179,5 +181,12 @@ struct Options {
 // Each refuses with a reason when this host cannot do it.
 Result<std::unique_ptr<Transport>> CreateMapped(Options options);
 Result<std::unique_ptr<Transport>> CreateUcxPacked(Options options);
+
+struct TransportKind {
+  std::string_view name;
+  Result<std::unique_ptr<Transport>> (*create)(Options options) = nullptr;
+};
+// All that this build has, in the order in which they are preferred.
+std::span<const TransportKind> TransportKinds();
 
 }  // namespace kvrelay::transport

@@ -47,21 +47,42 @@ class IsolatedHost {
   IsolatedHost(const IsolatedHost&) = delete;
   IsolatedHost& operator=(const IsolatedHost&) = delete;
 
-  // A cable between the two: kvtest0 with 10.213.7.1 here, kvtest1 with 10.213.7.2 there. Waits for
-  // the signal on it, at most 5 s.
+  // The interfaces of a cable between two hosts, and their addresses.
+  static constexpr const char* kLeftInterface = "kvtest0";
+  static constexpr const char* kLeftAddress = "10.213.7.1";
+  static constexpr const char* kRightInterface = "kvtest1";
+  static constexpr const char* kRightAddress = "10.213.7.2";
+
+  // A cable between the two, left end here. Waits for the signal on it, at most 5 s.
   bool Join(const IsolatedHost& other) const {
-    const std::string here = "nsenter --target " + std::to_string(pid_) + " --net ";
-    const std::string there = "nsenter --target " + std::to_string(other.pid_) + " --net ";
-    const auto up = [](const std::string& at, const std::string& interface,
-                       const std::string& address) {
-      return " && " + at + "ip link set lo up && " + at + "ip address add " + address + "/24 dev " +
-             interface + " && " + at + "ip link set " + interface + " up";
-    };
-    const std::string commands = "(" + here +
-                                 "ip link add kvtest0 type veth peer name kvtest1 netns " +
-                                 std::to_string(other.pid_) + up(here, "kvtest0", "10.213.7.1") +
-                                 up(there, "kvtest1", "10.213.7.2") + ") 2>/dev/null";
-    return std::system(commands.c_str()) == 0 && HasSignal("kvtest0") && other.HasSignal("kvtest1");
+    return Run("ip link add " + std::string(kLeftInterface) + " type veth peer name " +
+               kRightInterface + " netns " + std::to_string(other.pid_)) &&
+           Configure(kLeftInterface, kLeftAddress) &&
+           other.Configure(kRightInterface, kRightAddress) && HasSignal(kLeftInterface) &&
+           other.HasSignal(kRightInterface);
+  }
+  // Gives an interface its address and turns it on.
+  bool Configure(const std::string& interface, const std::string& address) const {
+    return Run("ip link set lo up") && Run("ip address add " + address + "/24 dev " + interface) &&
+           Run("ip link set " + interface + " up");
+  }
+  // The kernel notices half a second late, and UCX takes no interface without. At most 5 s.
+  bool HasSignal(const std::string& interface) const {
+    const std::string file =
+        "/proc/" + std::to_string(pid_) + "/root/sys/class/net/" + interface + "/operstate";
+    for (int tries = 0; tries < 500; ++tries) {
+      std::string state;
+      std::ifstream(file) >> state;
+      if (state == "up" || state == "unknown") return true;  // tap interfaces never know
+      usleep(10'000);
+    }
+    return false;
+  }
+  // A command in this host's network, silently; true when it went well.
+  bool Run(const std::string& command) const {
+    const std::string line =
+        "nsenter --target " + std::to_string(pid_) + " --net " + command + " >/dev/null 2>&1";
+    return std::system(line.c_str()) == 0;
   }
 
   // In front of a command line: runs it there.
@@ -76,6 +97,12 @@ class IsolatedHost {
     const UniqueFd mounts(open((folder + "mnt").c_str(), O_RDONLY | O_CLOEXEC));
     return setns(net.get(), CLONE_NEWNET) == 0 && setns(ipc.get(), CLONE_NEWIPC) == 0 &&
            setns(mounts.get(), CLONE_NEWNS) == 0;
+  }
+  // Moves the calling thread into this host's network.
+  bool EnterNetwork() const {
+    const std::string file = "/proc/" + std::to_string(pid_) + "/ns/net";
+    const UniqueFd net(open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    return setns(net.get(), CLONE_NEWNET) == 0;
   }
   pid_t pid() const { return pid_; }
 
@@ -95,19 +122,6 @@ class IsolatedHost {
 
  private:
   explicit IsolatedHost(pid_t pid) : pid_(pid) {}
-
-  // The kernel notices half a second late, and UCX takes no interface without.
-  bool HasSignal(const std::string& interface) const {
-    const std::string file =
-        "/proc/" + std::to_string(pid_) + "/root/sys/class/net/" + interface + "/operstate";
-    for (int tries = 0; tries < 500; ++tries) {
-      std::string state;
-      std::ifstream(file) >> state;
-      if (state == "up") return true;
-      usleep(10'000);
-    }
-    return false;
-  }
 
   // What the holding process does: between fork and its end nothing but system calls.
   [[noreturn]] static void Hold(int ready) {

@@ -214,6 +214,7 @@ TEST_F(DaemonStory, BadConfigurationExitsTwoAndSaysWhy) {
       {{"--prefill=tcp://127.0.0.1:7"}, "--role=decode"},
       {{"--tp=3"}, "3"},
       {{"--kv_blocks=900TiB"}, "available"},
+      {{"--host_id=no spaces"}, "--host_id=no spaces"},
       {{"--engine_id=xyz"}, "32 hexadecimal digits"},
       {{"--transport=carrier-pigeon"}, "auto|mapped|ucx-packed"},
       {{"--tp=1", "--tp=2"}, "given twice"},

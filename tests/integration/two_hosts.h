@@ -3,7 +3,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
+#include "tests/common/cable.h"
 #include "tests/common/isolated_host.h"
 #include "tests/integration/failure_story.h"
 
@@ -16,13 +18,17 @@ class TwoHosts : public FailureStory {
   void SetUp() override {
     here_ = IsolatedHost::Create();
     there_ = IsolatedHost::Create();
-    if (!here_ || !there_ || !there_->Join(*here_)) {
-      GTEST_SKIP() << "no right to make namespaces here, or no ip or nsenter command";
+    if (!here_ || !there_ || !Connect()) {
+      GTEST_SKIP() << "no right to make namespaces or interfaces here, or no ip or nsenter command";
     }
   }
+  // What the cable is like; nothing: as fast as it can.
+  virtual std::optional<CableShape> Shape() const { return std::nullopt; }
 
   const IsolatedHost& here() const { return *here_; }
   const IsolatedHost& there() const { return *there_; }
+  // Of a shaped one. Its left end is there.
+  const Cable& cable() const { return *cable_; }
   // Over the cable, on this side of it.
   uint64_t Arrived() const { return here_->ReceivedBytes("kvtest1"); }
 
@@ -31,6 +37,12 @@ class TwoHosts : public FailureStory {
   static Args There(Args more = {}) { return At("10.213.7.1", "kvtest0", std::move(more)); }
 
  private:
+  bool Connect() {
+    const std::optional<CableShape> shape = Shape();
+    if (!shape) return there_->Join(*here_);
+    cable_ = Cable::Lay(*there_, *here_, *shape);
+    return cable_ != nullptr;
+  }
   static Args At(const std::string& address, const std::string& interface, Args flags) {
     for (const std::string& flag :
          {"--listen=tcp://" + address + ":0", std::string("--insecure"),
@@ -43,6 +55,7 @@ class TwoHosts : public FailureStory {
 
   std::unique_ptr<IsolatedHost> here_;
   std::unique_ptr<IsolatedHost> there_;
+  std::unique_ptr<Cable> cable_;
 };
 
 }  // namespace kvrelay::integration

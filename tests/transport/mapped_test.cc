@@ -238,7 +238,7 @@ TEST_F(MappedTest, SaysWhyAnOwnerCannotBeMapped) {
   EXPECT_THAT(with([](MappedAddress& a) { a.socket_path = "/run/nowhere/x.sock"; }),
               HasSubstr("no shared socket folder: /run/nowhere does not exist here"));
   EXPECT_THAT(with([](MappedAddress& a) { a.socket_path += "x"; }), HasSubstr("no shared socket"));
-  EXPECT_THAT(with([](MappedAddress& a) { a.host.boot_id = "other"; }), HasSubstr("another host"));
+  EXPECT_THAT(with([](MappedAddress& a) { a.host.host_id = "other"; }), HasSubstr("another host"));
   EXPECT_THAT(with([](MappedAddress& a) { a.host.uid += 1; }), HasSubstr("another user"));
   EXPECT_THAT(with([](MappedAddress& a) { a.nonce += 1; }), HasSubstr("closed the socket"));
   EXPECT_THAT(with([](MappedAddress& a) { a.socket_path = "/" + std::string(200, 'x'); }),
@@ -399,7 +399,7 @@ TEST_F(MappedTest, ManyRegionsCrossInBatches) {
 
 TEST(MappedAddressTest, DecodesOnlyWhatItEncodes) {
   const MappedAddress address{
-      .host = {.boot_id = "b", .uid = 1000}, .nonce = 5, .socket_path = "/run/a b/x.sock"};
+      .host = {.host_id = "b", .uid = 1000}, .nonce = 5, .socket_path = "/run/a b/x.sock"};
   const auto again = MappedAddress::Decode(address.Encode());
   ASSERT_TRUE(again.has_value());
   EXPECT_EQ(again->socket_path, "/run/a b/x.sock");

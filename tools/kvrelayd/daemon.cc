@@ -91,6 +91,7 @@ Status Daemon::OpenAgent(const DaemonOptions& options) {
   to.rank_ports = static_cast<int>(options.rank_ports);
   to.transport = options.transport;
   to.run_dir = options.run_dir;
+  to.host_id = options.host_id;
   to.data_interface = options.data_interface;
   to.spin = std::chrono::microseconds(options.spin_us);
   to.lease_ttl = Millis(options.lease_ttl_ms);

@@ -5,6 +5,7 @@
 #include "base/random.h"
 #include "proto/limits.h"
 #include "tools/common/logging.h"
+#include "transport/mapped_address.h"
 
 namespace kvrelay::tools {
 namespace {
@@ -58,6 +59,9 @@ void DaemonOptions::Declare(FlagSet& flags) {
               "deadline of one pull, in milliseconds");
   flags.Switch("stream_pulls", &stream_pulls,
                "decode: pulls the cache while the prompt is computed, not after it");
+  flags.Text("host_id", &host_id, "NAME",
+             "name of this host: daemons share memory only where it is equal; the kernel's boot id "
+             "when empty");
   flags.Text("data_interface", &data_interface, "NAME",
              "network interface of UCX; loopback when empty");
   flags.Switch("trusted_data_network", &trusted_data_network,
@@ -120,6 +124,7 @@ Status DaemonOptions::Check() {
                                              " and --tp=" + std::to_string(engine.options.tp) +
                                              " go beyond port 65535");
   }
+  if (const auto host = transport::ThisHost(host_id); !host) return host.error();
   if (run_dir.empty()) return Error(Code::kInvalidArgument, "--run_dir is empty");
   KVRELAY_ASSIGN_OR_RETURN(id, ParseEngineId(engine_id));
   return Status::Ok();

@@ -25,6 +25,7 @@ struct DaemonOptions {
   bool insecure = false;
 
   std::string transport = "auto";
+  std::string host_id;  // empty: the kernel's boot id
   std::string data_interface;
   bool trusted_data_network = false;
   std::string run_dir;  // empty: DefaultRunDir()
