@@ -69,7 +69,7 @@ TEST_F(BadCable, TokensAreRightThoughOneFrameInAHundredIsLost) {
 TEST_F(FarApart, ACutCableMakesAClearErrorInTimeAndAMendedOneServesAgain) {
   Launch({kSlowPrefill, "--lease_ttl_ms=2000"}, {"--pull_timeout_ms=3000"});
   const uint64_t before = Arrived();
-  RunningCli asking = StartGenerate(*decode_, Ask(1500, 8), {"--timeout_ms=8000"});
+  RunningCli asking = StartGenerate(*decode_, Ask(1500, 8));
   // In the middle of the pull: what is computed streams.
   ASSERT_TRUE(Eventually("half a megabyte has come",
                          [&] { return Arrived() - before > (512 << 10) || !asking.running(); }));
@@ -78,7 +78,7 @@ TEST_F(FarApart, ACutCableMakesAClearErrorInTimeAndAMendedOneServesAgain) {
   const CliResult result = asking.Wait();
   EXPECT_EQ(result.exit_code, 3) << result.out;
   EXPECT_THAT(Message(result), HasSubstr(prefill_->endpoint()));
-  EXPECT_LT(result.ms, 20'000 * Slowness());
+  EXPECT_LT(result.ms, 30'000 * Slowness());
   std::cout << "after " << result.ms << " ms: " << Message(result) << "\n";
   ExpectIdle(*decode_);
   EXPECT_NE(RunGenerate(*decode_, Ask(50, 8, 900), {"--timeout_ms=2000"}).exit_code, 0);
