@@ -16,7 +16,8 @@ namespace {
 
 using proto::Type;
 
-// A daemon's control thread with handlers that echo, stream, or never answer.
+// A daemon's control thread with handlers that echo, stream (to an end unless the body says
+// "endless"), or never answer.
 class ServerThread {
  public:
   explicit ServerThread(const std::string& listen = "tcp://127.0.0.1:0") {
@@ -34,11 +35,11 @@ class ServerThread {
       kept_.push_back(std::move(responder));
       ++waiting;
     });
-    rpc_->Handle(Type::kGenerate, [this](std::string_view, ResponderPtr responder) {
+    rpc_->Handle(Type::kGenerate, [this](std::string_view body, ResponderPtr responder) {
       responder->OnCancel([this] { ++cancelled; });
       for (int i = 0; i < 5; ++i) responder->Reply(std::to_string(i), true);
-      kept_.push_back(responder);
-      loop_.CallAfter(Millis(20), [responder] { responder->Reply("end", false); });
+      if (body != "endless") responder->Reply("end", false);
+      kept_.push_back(std::move(responder));
     });
     thread_ = std::thread([this] { loop_.Run(); });
   }
@@ -101,7 +102,7 @@ TEST(Client, AFailingCallbackEndsTheCallOnBothSides) {
   const ServerThread server;
   Client client = ConnectTo(server.endpoint());
   int parts = 0;
-  const auto last = client.Stream(Type::kGenerate, "", Millis(5000), [&](std::string_view) {
+  const auto last = client.Stream(Type::kGenerate, "endless", Millis(5000), [&](std::string_view) {
     return ++parts < 2 ? Status::Ok() : Status(Code::kInvalidArgument, "not like this");
   });
   EXPECT_EQ(last.error().ToString(), "kInvalidArgument: not like this");

@@ -165,9 +165,10 @@ TEST_F(BadMessages, WhatIsNotZeroMqIsCounted) {
   Result<tools::ChildProcess> http = tools::ChildProcess::Start(
       {.argv = {"/bin/bash", "-c",
                 "for i in {1..20}; do exec {fd}<>/dev/tcp/127.0.0.1/" + port +
-                    "; printf 'GET / HTTP/1.0\\r\\n\\r\\n%0200d' 0 >&$fd; done; sleep 60"}});
+                    "; printf 'GET /%03d HTTP/1.0\\r\\n\\r\\n%0200d' $i 0 >&$fd; done; sleep 60"}});
   ASSERT_TRUE(http);
-  // As failed handshakes, or by a libzmq that takes them for ZMTP 1.0 (4.3.5) as bad messages.
+  // As failed handshakes, or by a libzmq that takes them for ZMTP 1.0 (4.3.5) as bad messages of
+  // peers whose names are what they begin with.
   Eventually("they are counted",
              [&] { return Count(prefill, "kvrelay_bad_messages_total") >= 20; });
   Daemon& decode = StartDecode({&prefill});
