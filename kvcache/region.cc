@@ -17,6 +17,7 @@
 
 // Newer than some C libraries' headers.
 #ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
 #ifndef F_SEAL_FUTURE_WRITE
@@ -130,6 +131,17 @@ Result<MappedRegion> MappedRegion::Map(UniqueFd fd, uint64_t bytes) {
     return Error(SystemError("MADV_DONTFORK on a peer's region", errno));
   }
   return region;
+}
+
+bool MappedRegion::PopulateNext(uint64_t bytes) {
+  const uint64_t step = std::min(bytes, mapping_.bytes() - populated_);
+  // Linux before 5.14 does not know the advice: then pages come when they are used.
+  if (step == 0 || ::madvise(mapping_.data() + populated_, step, MADV_POPULATE_READ) != 0) {
+    populated_ = mapping_.bytes();
+    return false;
+  }
+  populated_ += step;
+  return populated_ < mapping_.bytes();
 }
 
 const std::byte* MappedRegion::data() const { return mapping_.data(); }

@@ -78,6 +78,8 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
                  Done done);
   // Does a step of the first read that has something to do; false when none has.
   bool StepRead(TimePoint now);
+  // While nobody reads: maps some more of a new peer's pages. False when nothing is left.
+  bool PopulatePeer();
   TimePoint ExpireReads(TimePoint now);
   TimePoint ExpirePeers(TimePoint now);
   void FailReadsOf(PeerHandle peer, const Status& status);
@@ -212,7 +214,7 @@ void MappedTransport::Cancel(OpId op) {
 TimePoint MappedTransport::Work(TimePoint now) {
   TimePoint next = listener_->Expire(now);
   next = std::min(next, ExpirePeers(now));
-  const bool busy = StepRead(now);
+  const bool busy = StepRead(now) || PopulatePeer();
   next = std::min(next, ExpireReads(now));
   return busy ? kBusy : next;
 }
@@ -291,6 +293,10 @@ bool MappedTransport::StepRead(TimePoint now) {
     return true;
   }
   return false;
+}
+
+bool MappedTransport::PopulatePeer() {
+  return std::ranges::any_of(peers_, [](auto& peer) { return peer.second.way->PopulateNext(); });
 }
 
 TimePoint MappedTransport::ExpireReads(TimePoint now) {

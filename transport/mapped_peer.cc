@@ -11,6 +11,7 @@ namespace kvrelay::transport {
 namespace {
 
 constexpr Duration kBacklogPause = std::chrono::milliseconds(5);
+constexpr uint64_t kPopulateBytes = 1 << 20;
 
 }  // namespace
 
@@ -47,6 +48,12 @@ Status MappedPeer::Connect() {
   KVRELAY_RETURN_IF_ERROR(loop_.Watch(fd.get(), EPOLLIN, [this](uint32_t) { OnReady(); }));
   fd_ = std::move(fd);
   return {};
+}
+
+bool MappedPeer::PopulateNext() {
+  if (!ready_ || populated_ == regions_.size()) return false;
+  if (!regions_[populated_].PopulateNext(kPopulateBytes)) ++populated_;
+  return populated_ < regions_.size();
 }
 
 void MappedPeer::OnReady() {

@@ -36,6 +36,10 @@ class MappedPeer {
   void Retry();
   TimePoint retry_at() const { return retry_at_; }  // max() when there is nothing to retry
 
+  // Enters some more of the regions into our page tables, in a tenth of a millisecond; false when
+  // all are.
+  bool PopulateNext();
+
   bool ready() const { return ready_; }
   const PeerSpec& spec() const { return spec_; }
   std::span<const std::byte* const> bases() const { return bases_; }
@@ -54,6 +58,7 @@ class MappedPeer {
   UniqueFd fd_;
   bool ready_ = false;
   std::vector<MappedRegion> regions_;    // by RegionId
+  size_t populated_ = 0;                 // of them, wholly
   std::vector<const std::byte*> bases_;  // of regions_
 };
 

@@ -4,12 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+
+#include "tests/common/slowness.h"
 
 namespace kvrelay {
 namespace {
@@ -127,6 +130,28 @@ TEST(Region, ShortageIsAnErrorWithBothNumbers) {
                       HasSubstr("available ")));
   }
   EXPECT_EQ(Region::AllocateHost(0, "none").error().code(), Code::kInvalidArgument);
+}
+
+long MinorFaults() {
+  rusage usage = {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_minflt;
+}
+
+TEST(MappedRegion, WhatIsPopulatedCostsNoFaultWhenItIsUsed) {
+  constexpr uint64_t kBytes = (8 << 20) + 4096;
+  const auto region = Region::AllocateHost(kBytes, "kv").value();
+  auto mapped = MappedRegion::Map(Duplicate(region.export_fd()), kBytes).value();
+  int steps = 1;
+  while (mapped.PopulateNext(1 << 20)) ++steps;
+  if (steps == 1) GTEST_SKIP() << "this kernel does not populate for reading";
+  EXPECT_EQ(steps, 9) << "eight of a megabyte and the rest";
+  EXPECT_FALSE(mapped.PopulateNext(1 << 20));
+  if (tests::Slowness() > 1) return;  // sanitizers have faults of their own
+  const long before = MinorFaults();
+  const volatile std::byte* data = mapped.data();
+  for (uint64_t at = 0; at < kBytes; at += 4096) (void)data[at];
+  EXPECT_LT(MinorFaults() - before, 8) << "unpopulated, at least one each 64 KiB: 129";
 }
 
 TEST(MappedRegion, RefusesFilesThatAreTooShort) {
