@@ -6,8 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <sstream>
 #include <thread>
+
+#include "base/cgroup.h"
 
 namespace kvrelay {
 namespace {
@@ -45,51 +46,17 @@ std::optional<double> QuotaV1(const std::string& folder) {
   return quota / period;
 }
 
-bool NamesCpu(const std::string& controllers) {
-  std::istringstream list(controllers);
-  for (std::string one; std::getline(list, one, ',');) {
-    if (one == "cpu") return true;
-  }
-  return false;
-}
-
-void KeepSmaller(std::optional<double>& smallest, std::optional<double> quota) {
-  if (quota && (!smallest || *quota < *smallest)) smallest = quota;
-}
-
-// From the group up to the mount. A container often sees its group mounted as the root while /proc
-// names the host's path: folders that do not exist are passed over.
-template <typename Quota>
-void Climb(const std::string& mount, std::string path, Quota quota, std::optional<double>& result) {
-  while (true) {
-    if (path == "/") path.clear();
-    KeepSmaller(result, quota(mount + path));
-    if (path.empty()) return;
-    path.resize(path.rfind('/'));
-  }
-}
-
 }  // namespace
 
 std::optional<double> CgroupCpuQuota(const std::string& proc_self_cgroup,
                                      const std::string& mount) {
   std::optional<double> smallest;
-  std::ifstream groups(proc_self_cgroup);
-  // "0::/path" (version 2), "5:cpu,cpuacct:/path" (version 1)
-  for (std::string line; std::getline(groups, line);) {
-    const size_t first = line.find(':');
-    const size_t second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const std::string path = line.substr(second + 1);
-    if (path.empty() || path[0] != '/') continue;
-    if (controllers.empty()) {
-      Climb(mount, path, QuotaV2, smallest);
-    } else if (NamesCpu(controllers)) {
-      Climb(mount + "/" + controllers, path, QuotaV1, smallest);
-      Climb(mount + "/cpu", path, QuotaV1, smallest);
-    }
-  }
+  ForEachCgroup(proc_self_cgroup, mount, "cpu",
+                [&smallest](const std::string& folder, CgroupVersion version) {
+                  const auto quota =
+                      version == CgroupVersion::k2 ? QuotaV2(folder) : QuotaV1(folder);
+                  if (quota && (!smallest || *quota < *smallest)) smallest = quota;
+                });
   return smallest;
 }
 

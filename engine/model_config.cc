@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/json_fields.h"
-#include "engine/text_file.h"
+#include "engine/model_file.h"
 
 namespace kvrelay::engine {
 namespace {

@@ -1,16 +1,13 @@
 #include "engine/tensor_file.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <optional>
 
-#include "base/unique_fd.h"
 #include "engine/json_fields.h"
+#include "engine/model_file.h"
 
 namespace kvrelay::engine {
 namespace {
@@ -144,23 +141,15 @@ Status TensorFile::ParseHeader(std::string_view header, std::span<const std::byt
 Result<TensorFile> TensorFile::Open(const std::string& path) {
   TensorFile file;
   file.path_ = path;
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) {
-    const Code code =
-        errno == ENOENT || errno == ENOTDIR ? Code::kNotFound : Code::kInvalidArgument;
-    return Error(code, path + ": " + std::strerror(errno));
-  }
-  struct stat info = {};
-  if (::fstat(fd.get(), &info) != 0 || !S_ISREG(info.st_mode)) {
-    return Error(Code::kInvalidArgument, path + " is not a regular file");
-  }
-  const auto bytes = static_cast<uint64_t>(info.st_size);
+  KVRELAY_ASSIGN_OR_RETURN(const RegularFile opened, OpenRegularFile(path));
+  const uint64_t bytes = opened.bytes;
   uint64_t header_bytes = 0;
   if (bytes < sizeof(header_bytes)) {
     return Error(Code::kInvalidArgument,
                  path + " has " + std::to_string(bytes) + " bytes, too few for a header");
   }
-  KVRELAY_ASSIGN_OR_RETURN(file.mapping_, Mapping::Map(bytes, PROT_READ, MAP_PRIVATE, fd.get()));
+  KVRELAY_ASSIGN_OR_RETURN(file.mapping_,
+                           Mapping::Map(bytes, PROT_READ, MAP_PRIVATE, opened.fd.get()));
   const std::span<const std::byte> all(file.mapping_.data(), bytes);
   std::memcpy(&header_bytes, all.data(), sizeof(header_bytes));
   if (header_bytes > kMaxHeaderBytes || header_bytes > bytes - sizeof(header_bytes)) {

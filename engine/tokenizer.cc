@@ -1,7 +1,7 @@
 #include "engine/tokenizer.h"
 
 #include "engine/json_fields.h"
-#include "engine/text_file.h"
+#include "engine/model_file.h"
 
 namespace kvrelay::engine {
 namespace {

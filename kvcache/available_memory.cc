@@ -5,6 +5,8 @@
 #include <sstream>
 #include <string_view>
 
+#include "base/cgroup.h"
+
 namespace kvrelay {
 namespace {
 
@@ -46,44 +48,16 @@ std::optional<uint64_t> LeftIn(const std::string& group, const Files& files) {
   return *limit - std::min(*limit, used);
 }
 
-// From the group up to the mount. A container often sees its group mounted as the root while /proc
-// names the host's path: folders that do not exist are passed over.
-void Climb(const std::string& mount, std::string path, const Files& files,
-           std::optional<uint64_t>& least) {
-  while (true) {
-    if (path == "/") path.clear();
-    const auto left = LeftIn(mount + path, files);
-    if (left && (!least || *left < *least)) least = left;
-    if (path.empty()) return;
-    path.resize(path.rfind('/'));
-  }
-}
-
-bool NamesMemory(const std::string& controllers) {
-  std::istringstream list(controllers);
-  for (std::string one; std::getline(list, one, ',');) {
-    if (one == "memory") return true;
-  }
-  return false;
-}
-
 }  // namespace
 
 std::optional<uint64_t> CgroupMemoryLeft(const std::string& proc_self_cgroup,
                                          const std::string& mount) {
   std::optional<uint64_t> least;
-  std::ifstream groups(proc_self_cgroup);
-  // "0::/path" (version 2), "4:memory:/path" (version 1)
-  for (std::string line; std::getline(groups, line);) {
-    const size_t first = line.find(':');
-    const size_t second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const std::string path = line.substr(second + 1);
-    if (path.empty() || path[0] != '/') continue;
-    if (controllers.empty()) Climb(mount, path, kV2, least);
-    if (NamesMemory(controllers)) Climb(mount + "/" + controllers, path, kV1, least);
-  }
+  ForEachCgroup(proc_self_cgroup, mount, "memory",
+                [&least](const std::string& folder, CgroupVersion version) {
+                  const auto left = LeftIn(folder, version == CgroupVersion::k2 ? kV2 : kV1);
+                  if (left && (!least || *left < *least)) least = left;
+                });
   return least;
 }
 
