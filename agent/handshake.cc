@@ -11,6 +11,28 @@ namespace {
 constexpr RetryPolicy kMetaPolicy{.tries = 3, .per_try = Millis(2000), .pause = Millis(20)};
 constexpr Duration kConnectTimeout = Millis(2000);  // of one path
 
+// "ucx-get+ucx-packed"
+std::string NamesOf(const std::vector<ReadyPeer::Path>& paths) {
+  std::string names;
+  for (const ReadyPeer::Path& path : paths) {
+    names += (names.empty() ? "" : "+") + std::string(path.transport->name());
+  }
+  return names;
+}
+
+// "ucx-get over cma, ucx-packed for casts and short runs; not mapped: no shared socket folder"
+std::string WhyOf(const std::vector<ReadyPeer::Path>& paths, const std::string& reasons) {
+  std::string why;
+  if (const std::string lanes = paths.front().transport->lanes(); !lanes.empty()) {
+    why = std::string(paths.front().transport->name()) + " over " + lanes;
+  }
+  if (paths.size() > 1) {
+    why += ", " + std::string(paths.back().transport->name()) + " for casts and short runs";
+  }
+  if (!reasons.empty()) why += (why.empty() ? "not " : "; not ") + reasons;
+  return why.empty() ? "first choice" : why;
+}
+
 }  // namespace
 
 struct PeerTable::Peer {
@@ -22,6 +44,7 @@ struct PeerTable::Peer {
   double rtt_ms = 0;
   std::unique_ptr<RetryingCall> call;
   proto::Meta meta;
+  std::vector<ReadyPeer::Path> paths;      // connected
   std::string reasons;                     // of the paths not taken
   std::shared_ptr<const ReadyPeer> ready;  // set when done
   bool gone = false;                       // forgotten; late answers are dropped
@@ -143,6 +166,12 @@ Status PeerTable::CheckCompatible(const proto::Meta& meta, const std::string& wh
 }
 
 void PeerTable::TryPath(const std::shared_ptr<Peer>& peer, size_t index) {
+  if (!peer->paths.empty() &&
+      (index == transports_.size() || peer->paths.back().transport->moves_any_plan())) {
+    peer->ready = std::make_shared<const ReadyPeer>(ReadyPeer{
+        .meta = peer->meta, .paths = peer->paths, .why = WhyOf(peer->paths, peer->reasons)});
+    return Finish(peer, Status::Ok());
+  }
   if (index == transports_.size()) {
     return Finish(peer, {Code::kPeerUnreachable,
                          peer->who + ": no path to its memory (" + peer->reasons + ")"});
@@ -167,25 +196,17 @@ void PeerTable::TryPath(const std::shared_ptr<Peer>& peer, size_t index) {
   }
   transport->Connect(
       std::move(spec), std::min(peer->deadline, env_.clock.Now() + kConnectTimeout),
-      [this, peer, index, transport, add_reason,
-       address = address->address](const Result<transport::PeerHandle>& handle) {
+      [this, peer, index, transport, add_reason](const Result<transport::PeerHandle>& handle) {
         if (peer->gone) {
           if (handle.has_value()) transport->Disconnect(*handle);
           return;
         }
-        if (!handle.has_value()) {
+        if (handle.has_value()) {
+          peer->paths.push_back({transport, *handle});
+        } else {
           add_reason(handle.error().message());
-          return TryPath(peer, index + 1);
         }
-        const std::string path(transport->name());
-        peer->ready = std::make_shared<const ReadyPeer>(
-            ReadyPeer{.meta = peer->meta,
-                      .transport = transport,
-                      .handle = *handle,
-                      .address = address,
-                      .path = path,
-                      .why = peer->reasons.empty() ? "first choice" : "not " + peer->reasons});
-        Finish(peer, Status::Ok());
+        TryPath(peer, index + 1);
       },
       [this, weak = std::weak_ptr(peer)] {
         const auto dead = weak.lock();
@@ -210,7 +231,7 @@ void PeerTable::Forget(const std::string& endpoint) {
   peers_.erase(it);
   peer->gone = true;
   peer->call.reset();
-  if (peer->ready) peer->ready->transport->Disconnect(peer->ready->handle);
+  for (const ReadyPeer::Path& path : peer->paths) path.transport->Disconnect(path.handle);
   for (const auto& waiter : std::exchange(peer->waiters, {})) {
     waiter.ready(Error(Code::kPeerUnreachable, peer->who + " went away during the handshake"));
   }
@@ -224,7 +245,7 @@ std::vector<PeerTable::PeerInfo> PeerTable::List() const {
                     .incarnation = peer->meta.incarnation,
                     .rank = peer->rank,
                     .state = peer->ready ? "ready" : "connecting",
-                    .path = peer->ready ? peer->ready->path : "",
+                    .path = peer->ready ? NamesOf(peer->paths) : "",
                     .why = peer->ready ? peer->ready->why : peer->reasons,
                     .rtt_ms = peer->rtt_ms});
   }

@@ -18,12 +18,14 @@ namespace kvrelay::agent {
 // A peer that is ready to be read from. Valid until it is seen to have died or was replaced by
 // another incarnation.
 struct ReadyPeer {
+  struct Path {
+    transport::Transport* transport = nullptr;
+    transport::PeerHandle handle = 0;
+  };
   proto::Meta meta;
-  transport::Transport* transport = nullptr;
-  transport::PeerHandle handle = 0;
-  transport::Address address;  // of the peer, for packed streams
-  std::string path;            // name of the transport
-  std::string why;             // "same host", "ucx-packed because mapped: no shared socket folder"
+  std::vector<Path> paths;  // in order of preference, at least one; the last moves any plan,
+                            // unless there is no transport that does
+  std::string why;          // "first choice", "not mapped: no shared socket folder"
 };
 
 // Control thread.
@@ -31,7 +33,8 @@ class PeerTable {
  public:
   using Ready = std::function<void(Result<std::shared_ptr<const ReadyPeer>>)>;
 
-  // `transports` in order of preference; each is tried until one connects. They outlive the table.
+  // `transports` in order of preference; each is tried until one connects that moves any plan. They
+  // outlive the table.
   PeerTable(Env& env, RankIdentity identity, std::vector<transport::Transport*> transports);
   ~PeerTable();
 

@@ -25,10 +25,12 @@ HashKey KeyOf(const proto::Meta& meta) {
 }  // namespace
 
 PullSession::PullSession(Env& env, PeerTable& peers, const RankIdentity& identity,
-                         uint64_t chunk_bytes, proto::Pull pull, Events events)
+                         Quarantine& quarantine, uint64_t chunk_bytes, proto::Pull pull,
+                         Events events)
     : env_(env),
       peers_(peers),
       identity_(identity),
+      quarantine_(quarantine),
       chunk_bytes_(chunk_bytes),
       pull_(std::move(pull)),
       events_(std::move(events)) {}
@@ -98,30 +100,67 @@ Status PullSession::StartPart(Part& part, const ReadyPeer& peer) {
                .extent = {.tokens = pull_.tokens.end,
                           .layers = std::min(rank.shard.layer_end(), identity_.shard.layer_end()) -
                                     rank.shard.layer_begin}};
-  part.transport = peer.transport;
-  path_ = peer.path;
-  return peer.transport->style() == transport::Style::kOneSided ? StartOneSided(part, peer, rank)
-                                                                : StartPacked(part, peer, rank);
+  // What cannot be planned is refused before anything moves.
+  const PullSide owner{
+      peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}};
+  const PullSide reader{
+      identity_.layout, identity_.shard, {pull_.own_blocks, pull_.own_first_token}};
+  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan whole,
+                           PlanPull(owner, reader, part.source.head_begin, part.source.head_end,
+                                    pull_.tokens, part.source.head_group));
+  part.bytes = whole.bytes();
+  KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(part, peer, whole));
+  part.transport = path.transport;
+  path_ = path.transport->name();
+  return path.transport->style() == transport::Style::kOneSided
+             ? StartOneSided(part, peer, path.handle, rank)
+             : StartPacked(part, peer, path.handle, rank);
 }
 
-Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank) {
+Result<ReadyPeer::Path> PullSession::ChoosePath(Part& part, const ReadyPeer& peer,
+                                                const CopyPlan& whole) {
+  using Fit = transport::Fitness::Fit;
+  const ReadyPeer::Path* best = nullptr;
+  Fit best_fit = Fit::kNo;
+  std::string why;
+  for (const ReadyPeer::Path& path : peer.paths) {
+    const transport::Transport& transport = *path.transport;
+    const auto add_reason = [&](const std::string& reason) {
+      why += (why.empty() ? "" : "; ") + std::string(transport.name()) + ": " + reason;
+    };
+    const transport::Fitness fitness = transport.FitnessFor(whole);
+    if (fitness.fit == Fit::kNo) {
+      add_reason(fitness.why);
+    } else if (transport.lingers() && part.bytes > quarantine_.free()) {
+      add_reason("no room in quarantine for " + std::to_string(part.bytes) + " bytes, " +
+                 std::to_string(quarantine_.free()) + " are free");
+    } else if (best == nullptr || fitness.fit > best_fit) {
+      best = &path;
+      best_fit = fitness.fit;
+    }
+  }
+  if (best == nullptr) return Error(Code::kRefused, "no path moves this pull (" + why + ")");
+  if (best->transport->lingers()) {
+    part.reserved = part.bytes;
+    quarantine_.Reserve(part.reserved);
+  }
+  return *best;
+}
+
+Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
+                                  const proto::ClaimRank& rank) {
   FollowSide owner{peer.meta.layout, peer.meta.shard, pull_.claim.blocks, pull_.claim.first_token};
   FollowSide reader{identity_.layout, identity_.shard, pull_.own_blocks, pull_.own_first_token};
-  // What cannot be planned is refused before anything moves.
-  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan whole,
-                           PlanPull(owner.view(), reader.view(), part.source.head_begin,
-                                    part.source.head_end, pull_.tokens, part.source.head_group));
-  part.bytes = whole.bytes();
   ++ops_in_flight_;
-  part.op = peer.transport->Read(
-      peer.handle,
-      Follow(std::move(owner), std::move(reader), part.source, pull_.tokens, part.want),
+  part.op = part.transport->Read(
+      handle, Follow(std::move(owner), std::move(reader), part.source, pull_.tokens, part.want),
       {.region = peer.meta.record_region, .offset = rank.slot * sizeof(LeaseRecord)}, deadline_,
       OnDone(part));
   return Status::Ok();
 }
 
-Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank) {
+Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
+                                const proto::ClaimRank& rank) {
   const PullSide owner{
       peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}};
   const PullSide reader{
@@ -161,7 +200,7 @@ Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::
       .extent_of = [target, first = peer.meta.shard.layer_begin](
                        uint32_t chunk) { return target->chunks.ExtentOf(chunk, first); }};
   ++ops_in_flight_;
-  part.op = peer.transport->StartPackedReceive(peer.handle, part.stream, std::move(plan), part.want,
+  part.op = part.transport->StartPackedReceive(handle, part.stream, std::move(plan), part.want,
                                                deadline_, OnDone(part));
   const proto::PackedRead request{.reader = identity_.engine,
                                   .reader_incarnation = identity_.incarnation,
@@ -171,8 +210,8 @@ Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, const proto::
                                   .shape = shape,
                                   .stream = part.stream,
                                   .chunk_bytes = chunk_bytes_,
-                                  .transport = peer.path,
-                                  .address = peer.transport->LocalAddress(),
+                                  .transport = std::string(part.transport->name()),
+                                  .address = part.transport->LocalAddress(),
                                   .timeout_ms = static_cast<uint32_t>(
                                       std::max<double>(1, ToMillis(deadline_ - env_.clock.Now())))};
   const size_t index = static_cast<size_t>(&part - parts_.data());
@@ -199,6 +238,7 @@ void PullSession::OnPartDone(size_t index, const transport::Completion& completi
   --ops_in_flight_;
   part.done = true;
   part.op = 0;
+  quarantine_.Return(std::exchange(part.reserved, 0));
   part.request.reset();
   if (!finished_) {
     Status status = completion.status;

@@ -16,6 +16,7 @@
 #include "agent/call.h"
 #include "agent/env.h"
 #include "agent/peer_table.h"
+#include "agent/quarantine.h"
 #include "kvcache/lease_record.h"
 #include "kvcache/plan_pull.h"
 #include "kvcache/stream_chunks.h"
@@ -31,8 +32,9 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
     std::function<void()> drained;                           // exactly once, not before `finished`
   };
 
-  PullSession(Env& env, PeerTable& peers, const RankIdentity& identity, uint64_t chunk_bytes,
-              proto::Pull pull, Events events);
+  // `env` to `quarantine` outlive it.
+  PullSession(Env& env, PeerTable& peers, const RankIdentity& identity, Quarantine& quarantine,
+              uint64_t chunk_bytes, proto::Pull pull, Events events);
 
   void Start();
   // Finishes with `why` unless it finished already. Idempotent.
@@ -46,6 +48,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   struct Part {
     PullSource source;
     uint64_t bytes = 0;
+    uint64_t reserved = 0;  // of the quarantine, until the operation has completed
     transport::Transport* transport = nullptr;
     transport::OpId op = 0;  // in flight
     uint64_t stream = 0;     // packed only
@@ -57,8 +60,12 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
 
   void OnPeer(size_t index, const Result<std::shared_ptr<const ReadyPeer>>& peer);
   Status StartPart(Part& part, const ReadyPeer& peer);
-  Status StartOneSided(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank);
-  Status StartPacked(Part& part, const ReadyPeer& peer, const proto::ClaimRank& rank);
+  // Which of the peer's paths suits the part best, with room reserved where it needs some.
+  Result<ReadyPeer::Path> ChoosePath(Part& part, const ReadyPeer& peer, const CopyPlan& whole);
+  Status StartOneSided(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
+                       const proto::ClaimRank& rank);
+  Status StartPacked(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
+                     const proto::ClaimRank& rank);
   transport::Done OnDone(const Part& part);
   void OnPartDone(size_t index, const transport::Completion& completion);
   void Fail(const Status& status);
@@ -69,6 +76,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   Env& env_;
   PeerTable& peers_;
   const RankIdentity& identity_;
+  Quarantine& quarantine_;
   const uint64_t chunk_bytes_;
   const proto::Pull pull_;
   Events events_;

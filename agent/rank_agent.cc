@@ -77,7 +77,6 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
   }
   common.regions.push_back({records_->data(), records_->bytes(), records_->export_fd()});
 
-  // In order of preference: the first that connects to a peer is its path.
   for (const transport::TransportKind& kind : transport::TransportKinds()) {
     const std::string name(kind.name);
     if (options.transport != "auto" && options.transport != name) continue;
@@ -92,7 +91,7 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
   if (!transports_.empty()) return Status::Ok();
   return {Code::kInvalidArgument,
           "--transport=" + options.transport + ": " +
-              (transport_notes_.empty() ? "no such transport (auto, mapped, ucx-packed)"
+              (transport_notes_.empty() ? "no such transport"
                                         : transport_notes_.back())};
 }
 

@@ -10,6 +10,12 @@ namespace {
 
 constexpr size_t kRememberEnded = 65536;
 
+uint64_t RegisteredBytes(const RankIdentity& identity) {
+  uint64_t bytes = 0;
+  for (const proto::RegionInfo& region : identity.regions) bytes += region.bytes;
+  return bytes;
+}
+
 }  // namespace
 
 ReaderRank::ReaderRank(Env& env, LeaderLink& link, PeerTable& peers, RankIdentity identity,
@@ -18,7 +24,8 @@ ReaderRank::ReaderRank(Env& env, LeaderLink& link, PeerTable& peers, RankIdentit
       link_(link),
       peers_(peers),
       identity_(std::move(identity)),
-      chunk_bytes_(chunk_bytes) {
+      chunk_bytes_(chunk_bytes),
+      quarantine_(RegisteredBytes(identity_) / 2) {
   link_.OnNewLeader([this] {
     CancelAll();
     ended_.clear();  // the former leader's numbers are refused by its incarnation from now on
@@ -60,7 +67,7 @@ void ReaderRank::OnPull(std::string_view body, const ResponderPtr& responder) {
   Running& running = running_[number];
   running.pulls.push_back(responder);
   running.session = std::make_shared<PullSession>(
-      env_, peers_, identity_, chunk_bytes_, std::move(*pull),
+      env_, peers_, identity_, quarantine_, chunk_bytes_, std::move(*pull),
       PullSession::Events{
           .finished = [this, number](const Result<proto::PullReply>& r) { OnFinished(number, r); },
           .drained = [this, number] { OnDrained(number); }});

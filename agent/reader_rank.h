@@ -49,6 +49,7 @@ class ReaderRank {
   PeerTable& peers_;
   const RankIdentity identity_;
   const uint64_t chunk_bytes_;
+  Quarantine quarantine_;
   std::map<uint64_t, Running> running_;
   // Numbers that are over: all below ended_below_, and those in the set.
   uint64_t ended_below_ = 0;

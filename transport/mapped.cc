@@ -264,7 +264,7 @@ void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, Gu
                   std::to_string(kMaxReads) + " reads are in flight already");
   }
   const PeerSpec& spec = it->second.way->spec();
-  if (Status status = MappedRead::Check(guard, spec.region_bytes); !status.ok()) {
+  if (Status status = CheckGuard(guard, spec.region_bytes); !status.ok()) {
     return Refuse(std::move(done), status.code(), spec.name + ": " + status.message());
   }
   reads_.push_back({.id = id,

@@ -1,6 +1,5 @@
 #include "transport/mapped_read.h"
 
-#include <string>
 #include <utility>
 
 namespace kvrelay::transport {
@@ -10,18 +9,6 @@ namespace {
 constexpr uint64_t kStepBytes = 8 << 20;
 
 }  // namespace
-
-Status MappedRead::Check(const GuardRef& guard, std::span<const uint64_t> peer_region_bytes) {
-  if (guard.region >= peer_region_bytes.size() || guard.offset % alignof(LeaseRecord) != 0 ||
-      peer_region_bytes[guard.region] < sizeof(LeaseRecord) ||
-      guard.offset > peer_region_bytes[guard.region] - sizeof(LeaseRecord)) {
-    return Error(Code::kInvalidArgument, "the guard at offset " + std::to_string(guard.offset) +
-                                             " of region " + std::to_string(guard.region) +
-                                             " is not a record of the peer's " +
-                                             std::to_string(peer_region_bytes.size()) + " regions");
-  }
-  return {};
-}
 
 MappedRead::State MappedRead::Step(const Memory& memory, TimePoint now) {
   const auto* record =

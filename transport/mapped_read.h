@@ -28,10 +28,7 @@ class MappedRead {
   };
   enum class State : uint8_t { kBusy, kWaiting, kDone, kFailed };
 
-  // kInvalidArgument when the guard is not aligned or leaves its region.
-  static Status Check(const GuardRef& guard, std::span<const uint64_t> peer_region_bytes);
-
-  // `guard` has passed Check.
+  // `guard` has passed CheckGuard.
   MappedRead(NextPortion next, GuardRef guard) : guard_(guard), next_(std::move(next)) {}
 
   // Copies a part of some megabytes. kWaiting: there is nothing to read before poll_at(). kFailed:

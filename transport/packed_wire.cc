@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "transport/address_codec.h"
+
 namespace kvrelay::transport {
 namespace {
 
@@ -11,27 +13,8 @@ constexpr std::string_view kAddressMagic = "kvrelay-packed-1";
 constexpr size_t kMaxLibraryBytes = 32;
 constexpr size_t kMaxWorkerBytes = 4096;
 
-// FNV-1a. Finds damage and foreign bytes; who may send is decided elsewhere.
-uint64_t Checksum(const void* data, size_t bytes) {
-  const auto* byte = static_cast<const unsigned char*>(data);
-  uint64_t sum = 0xcbf29ce484222325ULL;
-  for (size_t i = 0; i < bytes; ++i) sum = (sum ^ byte[i]) * 0x100000001b3ULL;
-  return sum;
-}
-
 uint64_t ChecksumOf(const PackedHeader& header) {
   return Checksum(&header, offsetof(PackedHeader, checksum));
-}
-
-void PutNumber(std::string& out, uint64_t value) {
-  out.append(reinterpret_cast<const char*>(&value), sizeof(value));
-}
-
-uint64_t TakeNumber(std::string_view& rest) {
-  uint64_t value = 0;
-  std::memcpy(&value, rest.data(), sizeof(value));
-  rest.remove_prefix(sizeof(value));
-  return value;
 }
 
 }  // namespace
@@ -60,39 +43,19 @@ Result<PackedHeader> CheckHeader(std::span<const std::byte> bytes, uint64_t data
   return header;
 }
 
-// magic, incarnation, length and bytes of library, then of worker, checksum of all that.
 std::string PackedAddress::Encode() const {
-  std::string out(kAddressMagic);
-  PutNumber(out, incarnation);
-  for (const std::string* part : {&library, &worker}) {
-    PutNumber(out, part->size());
-    out += *part;
-  }
-  PutNumber(out, Checksum(out.data(), out.size()));
-  return out;
+  return AddressWriter(kAddressMagic).Number(incarnation).Text(library).Text(worker).Finish();
 }
 
 Result<PackedAddress> PackedAddress::Decode(std::string_view bytes) {
-  const Status bad(Code::kInvalidArgument, "not an address of a packed transport");
-  constexpr size_t kFixedBytes = kAddressMagic.size() + 4 * sizeof(uint64_t);
-  if (bytes.size() < kFixedBytes || !bytes.starts_with(kAddressMagic)) return Error(bad);
-  std::string_view tail = bytes.substr(bytes.size() - sizeof(uint64_t));
-  std::string_view rest = bytes.substr(0, bytes.size() - sizeof(uint64_t));
-  if (TakeNumber(tail) != Checksum(rest.data(), rest.size())) return Error(bad);
-
+  AddressReader in(bytes, kAddressMagic);
   PackedAddress address;
-  rest.remove_prefix(kAddressMagic.size());
-  address.incarnation = TakeNumber(rest);
-  const uint64_t library_bytes = TakeNumber(rest);
-  if (library_bytes > kMaxLibraryBytes || library_bytes + sizeof(uint64_t) > rest.size()) {
-    return Error(bad);
+  address.incarnation = in.Number();
+  address.library = in.Text(kMaxLibraryBytes);
+  address.worker = in.Text(kMaxWorkerBytes);
+  if (!in.Finish() || address.worker.empty()) {
+    return Error(Code::kInvalidArgument, "not an address of a packed transport");
   }
-  address.library = rest.substr(0, library_bytes);
-  rest.remove_prefix(library_bytes);
-  if (TakeNumber(rest) != rest.size() || rest.empty() || rest.size() > kMaxWorkerBytes) {
-    return Error(bad);
-  }
-  address.worker = rest;
   return address;
 }
 

@@ -64,6 +64,9 @@ struct GuardRef {
   uint64_t offset = 0;  // bytes, multiple of 64
 };
 
+// kInvalidArgument when it is not a record of the peer's regions.
+Status CheckGuard(const GuardRef& guard, std::span<const uint64_t> peer_region_bytes);
+
 struct Completion {
   Status status;
   GuardWords before;   // guard read before the last portion (packed: before the first chunk; each
@@ -107,6 +110,13 @@ Duration PollPause(Duration since);
 
 enum class Style : uint8_t { kOneSided, kPacked };
 
+// How well a transport moves a plan.
+struct Fitness {
+  enum class Fit : uint8_t { kNo, kPoor, kGood };
+  Fit fit = Fit::kGood;
+  std::string why;  // unless kGood
+};
+
 // What a transport counts, by name, for people to look at.
 using Counters = std::vector<std::pair<std::string_view, uint64_t>>;
 
@@ -114,10 +124,19 @@ class Transport {
  public:
   virtual ~Transport() = default;
 
-  virtual std::string_view name() const = 0;  // "mapped", "ucx-packed"
+  virtual std::string_view name() const = 0;  // "mapped", "ucx-get", "ucx-packed"
   virtual Style style() const = 0;
   // How peers reach this process's regions.
   virtual Address LocalAddress() const = 0;
+  // What operations go through, for people: "cma"; empty when the name says it.
+  virtual std::string lanes() const { return {}; }
+  // kPoor: another transport, if there is one, does it faster. kNo: an operation with it fails.
+  virtual Fitness FitnessFor(const CopyPlan&) const { return {}; }
+  // Whether it moves every plan well; if not, a peer is reached by another transport as well.
+  virtual bool moves_any_plan() const { return true; }
+  // Whether an operation that was cancelled may take its time to complete, because what is in
+  // flight cannot be recalled.
+  virtual bool lingers() const { return false; }
   // Any thread.
   virtual Counters counters() const { return {}; }
 
@@ -180,6 +199,7 @@ struct Options {
 
 // Each refuses with a reason when this host cannot do it.
 Result<std::unique_ptr<Transport>> CreateMapped(Options options);
+Result<std::unique_ptr<Transport>> CreateUcxGet(Options options);
 Result<std::unique_ptr<Transport>> CreateUcxPacked(Options options);
 
 struct TransportKind {

@@ -64,6 +64,30 @@ void UcxEndpoint::Send(std::span<const std::byte> header, std::span<const std::b
   pending->sent(SendStatus(UCS_PTR_RAW_STATUS(request)));
 }
 
+void UcxEndpoint::Get(std::span<std::byte> into, const UcxMemory& memory, uint64_t remote,
+                      const UcxRemoteKey& key, UcxGets* gets) {
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.cb.send = &UcxEndpoint::OnGot;
+  param.user_data = gets;
+#if UCP_API_VERSION >= UCP_VERSION(1, 14)
+  param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
+  param.memh = memory.get();
+#else
+  (void)memory;  // UCX looks the registration up by itself
+#endif
+  const ucs_status_ptr_t request =
+      ucp_get_nbx(endpoint_, into.data(), into.size(), remote, key.get(), &param);
+  if (UCS_PTR_IS_PTR(request)) {
+    ++gets->in_flight;
+    return;
+  }
+  // Done inside the call: UCX does not call back.
+  if (const ucs_status_t status = UCS_PTR_RAW_STATUS(request); gets->failure == UCS_OK) {
+    gets->failure = status;
+  }
+}
+
 void UcxEndpoint::Close() {
   closing_ = true;
   ucp_request_param_t param{};
@@ -85,6 +109,13 @@ void UcxEndpoint::OnSent(void* request, ucs_status_t status, void* context) {
   const std::unique_ptr<PendingSend> pending(static_cast<PendingSend*>(context));
   --*pending->in_flight;
   pending->sent(SendStatus(status));
+}
+
+void UcxEndpoint::OnGot(void* request, ucs_status_t status, void* context) {
+  ucp_request_free(request);
+  auto* gets = static_cast<UcxGets*>(context);
+  --gets->in_flight;
+  if (gets->failure == UCS_OK) gets->failure = status;
 }
 
 void UcxEndpoint::OnClosed(void* request, ucs_status_t, void* self) {

@@ -11,9 +11,16 @@
 #include <string_view>
 
 #include "base/status.h"
+#include "transport/ucx_memory.h"
 #include "transport/ucx_worker.h"
 
 namespace kvrelay::transport {
+
+// Some one-sided reads, taken together.
+struct UcxGets {
+  uint32_t in_flight = 0;
+  ucs_status_t failure = UCS_OK;  // of the first that failed
+};
 
 // The thread that progresses the worker. Open -> failed (by the peer's death) or not -> closing ->
 // closed. UCX calls back into the endpoint until it is closed and idle: destroy it only then, or
@@ -31,19 +38,28 @@ class UcxEndpoint {
 
   // Header and data stay as they are until `sent` is called. Not after Close.
   void Send(std::span<const std::byte> header, std::span<const std::byte> data, Sent sent);
+  // Reads the peer's memory from `remote` on into `into`, which lies in `memory`. `gets` counts it,
+  // and stays where it is until it counts nothing any more. Not after Close.
+  void Get(std::span<std::byte> into, const UcxMemory& memory, uint64_t remote,
+           const UcxRemoteKey& key, UcxGets* gets);
   // The peer's process or the way to it is gone; ok before.
   const Status& failure() const { return failure_; }
 
   // Begins a forced close: what is in flight is given up.
   void Close();
   bool closing() const { return closing_; }
-  // The close has completed and every `sent` was called.
+  // The close has completed: UCX touches no memory of ours any more.
+  bool closed() const { return closed_; }
+  // And every `sent` was called.
   bool finished() const { return closed_ && in_flight_ == 0; }
+
+  ucp_ep_h get() const { return endpoint_; }
 
  private:
   UcxEndpoint() = default;
   static void OnError(void* self, ucp_ep_h endpoint, ucs_status_t status);
   static void OnSent(void* request, ucs_status_t status, void* context);
+  static void OnGot(void* request, ucs_status_t status, void* gets);
   static void OnClosed(void* request, ucs_status_t status, void* self);
 
   ucp_ep_h endpoint_ = nullptr;

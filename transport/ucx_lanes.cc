@@ -7,13 +7,6 @@
 #include "transport/ucx_version.h"
 
 namespace kvrelay::transport {
-namespace {
-
-// "ucx 1.22" of "ucx 1.22.0". UCX's addresses are for its own release: one of 1.22 ends a process
-// with 1.13 that tries to read it.
-std::string_view Release(std::string_view library) { return library.substr(0, library.rfind('.')); }
-
-}  // namespace
 
 Status UcxLane::failure() const {
   if (!why_closed_.empty()) return Status(Code::kPeerUnreachable, why_closed_);
@@ -65,10 +58,7 @@ Result<std::shared_ptr<UcxLane>> UcxLanes::Open(const std::string& encoded, Inca
     return Error(Code::kOverloaded,
                  std::to_string(kMaxLanes) + " connections are open or closing already");
   }
-  const std::string own = "ucx " + UcxVersion();
-  if (Release(address.library) != Release(own)) {
-    return Error(Code::kIncompatible, "the peer has " + address.library + ", we have " + own);
-  }
+  KVRELAY_RETURN_IF_ERROR(CheckSameRelease(address.library));
   KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<UcxEndpoint> endpoint,
                            UcxEndpoint::Create(worker_, address.worker));
   auto lane = std::make_shared<UcxLane>(std::move(endpoint));

@@ -142,18 +142,17 @@ Result<std::unique_ptr<Transport>> UcxRail::Create(Options options) {
   KVRELAY_ASSIGN_OR_RETURN(transport->thread_, TransferThread::Create("kvr-ucx", own.spin));
   KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<SlotRing> ring,
                            SlotRing::Create(kRingSlots, own.chunk_bytes));
-  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<UcxContext> context, UcxContext::Create(settings));
+  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<UcxContext> context, UcxContext::CreatePacked(settings));
   UcxRail* self = transport.get();
-  KVRELAY_ASSIGN_OR_RETURN(
-      transport->worker_,
-      UcxWorker::Create(
-          std::move(context), [self](auto header, auto data) { self->OnMessage(header, data); },
-          [self] { ++self->bad_messages_; }));
+  KVRELAY_ASSIGN_OR_RETURN(transport->worker_, UcxWorker::Create(std::move(context)));
+  KVRELAY_RETURN_IF_ERROR(
+      transport->worker_->Receive([self](auto header, auto data) { self->OnMessage(header, data); },
+                                  [self] { ++self->bad_messages_; }));
   KVRELAY_ASSIGN_OR_RETURN(const std::string worker_address, transport->worker_->Address());
-  transport->address_ = PackedAddress{.library = "ucx " + UcxVersion(),
-                                      .incarnation = own.incarnation,
-                                      .worker = worker_address}
-                            .Encode();
+  transport->address_ =
+      PackedAddress{
+          .library = UcxLibrary(), .incarnation = own.incarnation, .worker = worker_address}
+          .Encode();
   KVRELAY_ASSIGN_OR_RETURN(transport->event_fd_, transport->worker_->EventFd());
   KVRELAY_RETURN_IF_ERROR(
       transport->thread_->loop().Watch(transport->event_fd_, EPOLLIN, [](uint32_t) {}));

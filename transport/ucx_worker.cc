@@ -10,6 +10,7 @@
 
 #include <mutex>
 #include <utility>
+#include <vector>
 
 namespace kvrelay::transport {
 namespace {
@@ -26,6 +27,31 @@ constexpr uint64_t kSegmentOverhead = 4096;
 void QuietLog() {
   static std::once_flag once;
   std::call_once(once, [] { ucs_global_opts_set_value("LOG_LEVEL", "fatal"); });
+}
+
+using UcxOptions = std::vector<std::pair<const char*, std::string>>;
+
+Result<ucp_context_h> Init(const char* name, uint64_t features, const UcxOptions& options) {
+  QuietLog();
+  ucp_config_t* config = nullptr;
+  if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &config); status != UCS_OK) {
+    return Error(UcxError("ucp_config_read", status));
+  }
+  for (const auto& [option, value] : options) {
+    // Releases of UCX know different options: what one does not know it does not need.
+    (void)ucp_config_modify(config, option, value.c_str());
+  }
+  ucp_params_t params{};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
+  params.features = features;
+  params.name = name;
+  ucp_context_h context = nullptr;
+  const ucs_status_t status = ucp_init(&params, config, &context);
+  ucp_config_release(config);
+  if (status == UCS_OK) return context;
+  return Error(UcxError("UCX has nothing that works over " + options.front().second +
+                            " on interface " + options.at(1).second,
+                        status));
 }
 
 }  // namespace
@@ -58,66 +84,79 @@ Status CheckInterface(const std::string& interface) {
   return {};
 }
 
-Result<std::shared_ptr<UcxContext>> UcxContext::Create(const UcxSettings& settings) {
+Result<std::shared_ptr<UcxContext>> UcxContext::CreatePacked(const UcxSettings& settings) {
   KVRELAY_RETURN_IF_ERROR(CheckInterface(settings.interface));
-  QuietLog();
-  ucp_config_t* config = nullptr;
-  if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &config); status != UCS_OK) {
-    return Error(UcxError("ucp_config_read", status));
-  }
   const std::string segment = std::to_string(settings.message_bytes + kSegmentOverhead);
-  const std::pair<const char*, const char*> options[] = {
-      // TCP only: it works between any two namespaces and needs no /dev/shm. Where two processes
-      // share more than a network,
-      // `mapped` is faster than anything that UCX could add.
-      {"TLS", "tcp"},
-      {"NET_DEVICES", settings.interface.c_str()},
-      // Each message is one eager segment: nothing of a cancelled stream is ever in flight into
-      // memory of ours, and a chunk
-      // that fits the cache is unpacked right out of the receive buffer. In error mode PEER UCX
-      // would otherwise cut
-      // messages into pieces of 8 KiB (0.9 GB/s instead of 3 to 5 on loopback).
-      {"TCP_TX_SEG_SIZE", segment.c_str()},
-      {"TCP_RX_SEG_SIZE", segment.c_str()},
-      {"RNDV_THRESH", "inf"},
-      // UCX's newer protocol selection asks the interface for its properties 142 times, each time
-      // by
-      // a walk through /sys, before it creates its first endpoint (20 to 60 ms; without it 1.7 ms).
-      {"PROTO_ENABLE", "n"},
-      // Defaults, against the user's environment.
-      {"BCOPY_THRESH", "auto"},
-      {"ZCOPY_THRESH", "auto"},
-      {"KEEPALIVE_INTERVAL", "20s"},
-      {"ADDRESS_VERSION", "auto"},
-      {"TCP_PORT_RANGE", "0"},
-      {"TCP_PREFER_DEFAULT", "y"},
-      {"TCP_NODELAY", "y"},
-      {"TCP_SNDBUF", "auto"},
-      {"TCP_RCVBUF", "auto"},
-      {"TCP_PUT_ENABLE", "n"},
-      {"TCP_CONN_NB", "n"},
-      {"TCP_MAX_CONN_RETRIES", "25"},
-      {"TCP_AF_PRIO", "inet,inet6"},
-  };
-  for (const auto& [name, value] : options) {
-    // Releases of UCX know different options: what one does not know it does not need.
-    (void)ucp_config_modify(config, name, value);
-  }
-  ucp_params_t params{};
-  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
-  params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
-  params.name = "kvrelay-packed";
-  ucp_context_h context = nullptr;
-  const ucs_status_t status = ucp_init(&params, config, &context);
-  ucp_config_release(config);
-  if (status != UCS_OK) {
-    return Error(UcxError("UCX has no TCP on interface " + settings.interface, status));
-  }
+  KVRELAY_ASSIGN_OR_RETURN(
+      const ucp_context_h context,
+      Init("kvrelay-packed", UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
+           {
+               // TCP only: it works between any two namespaces and needs no /dev/shm. Where two
+               // processes
+               // share more than a network,
+               // `mapped` is faster than anything that UCX could add.
+               {"TLS", "tcp"},
+               {"NET_DEVICES", settings.interface},
+               // Each message is one eager segment: nothing of a cancelled stream is ever in flight
+               // into
+               // memory of ours, and a chunk
+               // that fits the cache is unpacked right out of the receive buffer. In error mode
+               // PEER UCX
+               // would otherwise cut
+               // messages into pieces of 8 KiB (0.9 GB/s instead of 3 to 5 on loopback).
+               {"TCP_TX_SEG_SIZE", segment},
+               {"TCP_RX_SEG_SIZE", segment},
+               {"RNDV_THRESH", "inf"},
+               // UCX's newer protocol selection asks the interface for its properties 142 times,
+               // each time
+               // by
+               // a walk through /sys, before it creates its first endpoint (20 to 60 ms; without
+               // it 1.7 ms).
+               {"PROTO_ENABLE", "n"},
+               // Defaults, against the user's environment.
+               {"BCOPY_THRESH", "auto"},
+               {"ZCOPY_THRESH", "auto"},
+               {"KEEPALIVE_INTERVAL", "20s"},
+               {"ADDRESS_VERSION", "auto"},
+               {"TCP_PORT_RANGE", "0"},
+               {"TCP_PREFER_DEFAULT", "y"},
+               {"TCP_NODELAY", "y"},
+               {"TCP_SNDBUF", "auto"},
+               {"TCP_RCVBUF", "auto"},
+               {"TCP_PUT_ENABLE", "n"},
+               {"TCP_CONN_NB", "n"},
+               {"TCP_MAX_CONN_RETRIES", "25"},
+               {"TCP_AF_PRIO", "inet,inet6"},
+           }));
   return std::shared_ptr<UcxContext>(new UcxContext(context));
 }
 
-Result<std::shared_ptr<UcxWorker>> UcxWorker::Create(std::shared_ptr<UcxContext> context,
-                                                     OnMessage on_message, OnForeign on_foreign) {
+Result<std::shared_ptr<UcxContext>> UcxContext::CreateOneSided(const OneSidedLanes& lanes) {
+  KVRELAY_ASSIGN_OR_RETURN(
+      const ucp_context_h context,
+      Init("kvrelay-get", UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP,
+           {
+               {"TLS", lanes.transports},
+               {"NET_DEVICES", lanes.devices},
+               // Otherwise a GET in error mode PEER goes through the owner's processor.
+               {"RNDV_THRESH", "inf"},
+               {"PROTO_ENABLE", "y"},
+               {"PROTO_EMULATION_ENABLE", "n"},
+               // Shared memory carries the greeting of two workers only; without these it does not
+               // go with error mode PEER.
+               {"POSIX_ERROR_HANDLING", "y"},
+               {"SYSV_ERROR_HANDLING", "y"},
+               {"KEEPALIVE_INTERVAL", "1s"},
+               // Defaults, against the user's environment.
+               {"ZCOPY_THRESH", "auto"},
+               {"BCOPY_THRESH", "auto"},
+               {"CMA_TX_QUOTA", "8"},
+               {"ADDRESS_VERSION", "auto"},
+           }));
+  return std::shared_ptr<UcxContext>(new UcxContext(context));
+}
+
+Result<std::shared_ptr<UcxWorker>> UcxWorker::Create(std::shared_ptr<UcxContext> context) {
   ucp_worker_params_t params{};
   params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
   params.thread_mode = UCS_THREAD_MODE_SERIALIZED;  // created on one thread, used on another
@@ -126,20 +165,21 @@ Result<std::shared_ptr<UcxWorker>> UcxWorker::Create(std::shared_ptr<UcxContext>
       status != UCS_OK) {
     return Error(UcxError("ucp_worker_create", status));
   }
-  std::shared_ptr<UcxWorker> worker(
-      new UcxWorker(std::move(context), handle, std::move(on_message), std::move(on_foreign)));
+  return std::shared_ptr<UcxWorker>(new UcxWorker(std::move(context), handle));
+}
+
+Status UcxWorker::Receive(OnMessage on_message, OnForeign on_foreign) {
+  on_message_ = std::move(on_message);
+  on_foreign_ = std::move(on_foreign);
   ucp_am_handler_param_t handler{};
   handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
                        UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
   handler.id = kUcxMessageId;
   handler.flags = UCP_AM_FLAG_WHOLE_MSG;
-  handler.cb = &UcxWorker::Receive;
-  handler.arg = worker.get();
-  if (const ucs_status_t status = ucp_worker_set_am_recv_handler(handle, &handler);
-      status != UCS_OK) {
-    return Error(UcxError("ucp_worker_set_am_recv_handler", status));
-  }
-  return worker;
+  handler.cb = &UcxWorker::OnActiveMessage;
+  handler.arg = this;
+  const ucs_status_t status = ucp_worker_set_am_recv_handler(worker_, &handler);
+  return status == UCS_OK ? Status::Ok() : UcxError("ucp_worker_set_am_recv_handler", status);
 }
 
 Result<std::string> UcxWorker::Address() const {
@@ -162,8 +202,9 @@ Result<int> UcxWorker::EventFd() const {
   return fd;
 }
 
-ucs_status_t UcxWorker::Receive(void* self, const void* header, size_t header_bytes, void* data,
-                                size_t bytes, const ucp_am_recv_param_t* param) {
+ucs_status_t UcxWorker::OnActiveMessage(void* self, const void* header, size_t header_bytes,
+                                        void* data, size_t bytes,
+                                        const ucp_am_recv_param_t* param) {
   const auto* worker = static_cast<const UcxWorker*>(self);
   if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
     worker->on_foreign_();

@@ -1,5 +1,4 @@
-// UCX's context and worker as owning types, set up for active messages between processes that may
-// die at any moment.
+// UCX's context and worker as owning types, set up for processes that may die at any moment.
 #pragma once
 
 #include <ucp/api/ucp.h>
@@ -12,6 +11,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "transport/ucx_one_sided.h"
 
 namespace kvrelay::transport {
 
@@ -23,13 +23,16 @@ struct UcxSettings {
 // Why UCX cannot use the interface, or ok.
 Status CheckInterface(const std::string& interface);
 
-// A context with the features AM and WAKEUP, never RMA: a process that serves no raw memory cannot
-// be asked for it.
+// Two kinds, two rooms. Each sets every option that matters to it itself: UCX_* variables of the
+// user's environment change nothing that we rely on.
 class UcxContext {
  public:
-  // Sets every option that matters here itself: UCX_* variables of the user's environment change
-  // nothing that we rely on.
-  static Result<std::shared_ptr<UcxContext>> Create(const UcxSettings& settings);
+  // Active messages over TCP, with the features AM and WAKEUP, never RMA: a process that serves no
+  // raw memory cannot be asked for it.
+  static Result<std::shared_ptr<UcxContext>> CreatePacked(const UcxSettings& settings);
+  // One-sided reads over `lanes`, with the features RMA and WAKEUP, and no active messages: what a
+  // lane cannot do without the peer's help is an error instead of an emulation.
+  static Result<std::shared_ptr<UcxContext>> CreateOneSided(const OneSidedLanes& lanes);
   ~UcxContext() { ucp_cleanup(context_); }
   UcxContext(const UcxContext&) = delete;
   UcxContext& operator=(const UcxContext&) = delete;
@@ -41,7 +44,7 @@ class UcxContext {
   ucp_context_h context_;
 };
 
-// Progresses what its context receives and sends. One thread at a time.
+// Progresses what its context receives, sends and reads. One thread at a time.
 class UcxWorker {
  public:
   // `data` is valid during the call only. Called from Progress.
@@ -50,13 +53,15 @@ class UcxWorker {
   // A message came that asks for a rendezvous; nobody of ours sends such ones. It was dropped.
   using OnForeign = std::function<void()>;
 
-  static Result<std::shared_ptr<UcxWorker>> Create(std::shared_ptr<UcxContext> context,
-                                                   OnMessage on_message, OnForeign on_foreign);
+  static Result<std::shared_ptr<UcxWorker>> Create(std::shared_ptr<UcxContext> context);
+  // Before anybody knows the address.
+  Status Receive(OnMessage on_message, OnForeign on_foreign);
   ~UcxWorker() { ucp_worker_destroy(worker_); }
   UcxWorker(const UcxWorker&) = delete;
   UcxWorker& operator=(const UcxWorker&) = delete;
 
   ucp_worker_h get() const { return worker_; }
+  const UcxContext& context() const { return *context_; }
   // Where messages for this worker go, as UCX writes it.
   Result<std::string> Address() const;
   // True when something happened.
@@ -67,19 +72,15 @@ class UcxWorker {
   bool Arm() { return ucp_worker_arm(worker_) == UCS_OK; }
 
  private:
-  UcxWorker(std::shared_ptr<UcxContext> context, ucp_worker_h worker, OnMessage on_message,
-            OnForeign on_foreign)
-      : context_(std::move(context)),
-        worker_(worker),
-        on_message_(std::move(on_message)),
-        on_foreign_(std::move(on_foreign)) {}
-  static ucs_status_t Receive(void* self, const void* header, size_t header_bytes, void* data,
-                              size_t bytes, const ucp_am_recv_param_t* param);
+  UcxWorker(std::shared_ptr<UcxContext> context, ucp_worker_h worker)
+      : context_(std::move(context)), worker_(worker) {}
+  static ucs_status_t OnActiveMessage(void* self, const void* header, size_t header_bytes,
+                                      void* data, size_t bytes, const ucp_am_recv_param_t* param);
 
   const std::shared_ptr<UcxContext> context_;
   const ucp_worker_h worker_;
-  const OnMessage on_message_;
-  const OnForeign on_foreign_;
+  OnMessage on_message_;
+  OnForeign on_foreign_;
 };
 
 // The active message that all ours are.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -110,9 +111,8 @@ Node::Node(const std::string& path, const std::string& run_dir, uint64_t kv_byte
   options.run_dir = run_dir;
   options.incarnation = incarnation_;
   if (change) change(options);
-  auto transport = path == "mapped"     ? CreateMapped(options)
-                   : path == "ucx-rail" ? CreateUcxRail(options)
-                                        : CreateUcxPacked(options);
+  const auto kind = std::ranges::find(TransportKinds(), path, &TransportKind::name);
+  auto transport = kind == TransportKinds().end() ? CreateUcxRail(options) : kind->create(options);
   if (!transport.has_value()) {
     fprintf(stderr, "%s\n", transport.error().ToString().c_str());
     std::abort();

@@ -54,8 +54,8 @@ GuardExpectation Lease(const PeerSpec& owner, uint32_t slot, uint32_t tokens = 1
 
 class Node {
  public:
-  // `path`: "mapped", "ucx-packed" or "ucx-rail". Aborts the test when the transport cannot be
-  // made.
+  // `path`: the name of one of TransportKinds(), or "ucx-rail". Aborts the test when the transport
+  // cannot be made.
   Node(const std::string& path, const std::string& run_dir, uint64_t kv_bytes,
        const std::function<void(Options&)>& change = {});
   ~Node();

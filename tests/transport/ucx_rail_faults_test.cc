@@ -173,11 +173,11 @@ TEST_F(UcxRailFaultsTest, ForeignMessagesAreCountedAndHarmless) {
   Node reader("ucx-rail", "", kKvBytes);
   const auto address = PackedAddress::Decode(reader.Spec("").address);
   ASSERT_TRUE(address.has_value());
-  auto context = UcxContext::Create({.interface = "lo", .message_bytes = kChunk});
+  auto context = UcxContext::CreatePacked({.interface = "lo", .message_bytes = kChunk});
   ASSERT_TRUE(context.has_value()) << context.error().ToString();
-  auto worker = UcxWorker::Create(
-      *context, [](auto, auto) {}, [] {});
+  auto worker = UcxWorker::Create(*context);
   ASSERT_TRUE(worker.has_value());
+  ASSERT_TRUE((*worker)->Receive([](auto, auto) {}, [] {}).ok());
   auto endpoint = UcxEndpoint::Create(**worker, address->worker);
   ASSERT_TRUE(endpoint.has_value());
   int pending = 0;

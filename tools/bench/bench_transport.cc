@@ -1,11 +1,13 @@
-// Pulls between two processes on one host, by each transport, beside memcpy and a plain TCP socket:
-// GB/s (10^9 bytes of payload a second, from the call to its completion).
+// Pulls between two processes on one host, by each transport, beside memcpy, a plain TCP socket and
+// bare UCX: GB/s (10^9 bytes of payload a second, from the call to its completion).
 //
 //   bench_transport [--mib=1,16,64] [--slice_kib=4,64] [--rounds=11] [--rails=N] [--json=FILE]
 //
 // Slices lie scattered on both sides and cannot merge. memcpy copies the same slices inside the
-// reader on one thread; the socket carries as many bytes from one buffer into another. Each round
-// runs all of them, in an order that changes from round to round.
+// reader on one thread; the socket carries as many bytes from one buffer into another; ucx-get!bare
+// reads the same slices in a loop of nothing else, ucx-am!bare sends as many bytes in messages as
+// large as ucx-packed's, which nobody packs or unpacks. Each round runs all of them, in an order
+// that changes from round to round. Where nothing reads one-sided the two columns of ucx-get are 0.
 #include <netinet/in.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -23,9 +25,7 @@
 #include <iostream>
 #include <map>
 #include <mutex>
-#include <numeric>
 #include <optional>
-#include <random>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -33,15 +33,24 @@
 
 #include "base/random.h"
 #include "kvcache/region.h"
+#include "tools/bench/bare_ucx.h"
+#include "tools/bench/pull_plans.h"
+#include "tools/bench/two_processes.h"
 #include "transport/transport.h"
+#include "transport/ucx_one_sided.h"
 #include "transport/ucx_version.h"
 
 namespace kvrelay::transport {
 namespace {
 
 constexpr uint64_t kChunkBytes = 256 << 10;
-constexpr const char* kWays[] = {"memcpy", "tcp", "mapped", "ucx-packed"};
-constexpr size_t kWayCount = std::size(kWays);
+using namespace bench;  // NOLINT(google-build-using-namespace)
+
+enum Way : size_t { kMemcpy, kTcp, kMapped, kBareGet, kGet, kBareAm, kPacked, kWayCount };
+constexpr const char* kWays[] = {"memcpy",  "tcp",         "mapped",    "ucx-get!bare",
+                                 "ucx-get", "ucx-am!bare", "ucx-packed"};
+static_assert(std::size(kWays) == kWayCount);
+constexpr uint32_t kBareWindow = 32;
 
 struct Settings {
   std::vector<uint64_t> mib = {1, 16, 64};
@@ -52,83 +61,6 @@ struct Settings {
 
   uint64_t region_bytes() const { return 2 * *std::ranges::max_element(mib) << 20; }
 };
-
-double Seconds(std::chrono::steady_clock::time_point since) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
-}
-
-void Check(bool ok, const std::string& what) {
-  if (ok) return;
-  std::cerr << "bench_transport: " << what << "\n";
-  _exit(1);
-}
-
-template <typename T>
-T Must(Result<T> result) {
-  Check(result.has_value(), result.has_value() ? "" : result.error().ToString());
-  return std::move(*result);
-}
-
-void WriteAll(int fd, const void* data, size_t bytes) {
-  for (const char* at = static_cast<const char*>(data); bytes > 0;) {
-    const ssize_t n = write(fd, at, bytes);
-    Check(n > 0, "the other process has ended");
-    at += n;
-    bytes -= static_cast<size_t>(n);
-  }
-}
-
-void ReadAll(int fd, void* data, size_t bytes) {
-  for (char* at = static_cast<char*>(data); bytes > 0;) {
-    const ssize_t n = read(fd, at, bytes);
-    Check(n > 0, "the other process has ended");
-    at += n;
-    bytes -= static_cast<size_t>(n);
-  }
-}
-
-// Where slice i lies on the owner's and on the reader's side; the same in both processes.
-// Numbers of slices.
-struct BlockPair {
-  uint32_t src = 0;
-  uint32_t dst = 0;
-};
-
-std::vector<BlockPair> Scatter(uint64_t region_bytes, uint64_t slice, uint64_t bytes) {
-  std::vector<uint32_t> from(region_bytes / slice);
-  std::iota(from.begin(), from.end(), 0);
-  std::vector<uint32_t> to = from;
-  std::mt19937_64 random(slice);
-  std::shuffle(from.begin(), from.end(), random);
-  std::shuffle(to.begin(), to.end(), random);
-  std::vector<BlockPair> pairs(bytes / slice);
-  for (size_t i = 0; i < pairs.size(); ++i) pairs[i] = {from[i], to[i]};
-  return pairs;
-}
-
-CopyPlan PlanOf(const std::vector<BlockPair>& pairs, uint64_t slice) {
-  CopyPlan plan;
-  plan.boxes.resize(1);
-  plan.boxes[0].run_bytes = slice;
-  plan.boxes[0].num_segments = static_cast<uint32_t>(pairs.size());
-  plan.places.resize(1);
-  for (const BlockPair& pair : pairs) plan.segments.push_back({pair.src * slice, pair.dst * slice});
-  return plan;
-}
-
-StreamPlan StreamOf(std::vector<BlockPair> pairs, uint64_t slice, bool pack) {
-  const uint64_t per_chunk = kChunkBytes / slice;
-  const auto chunks = static_cast<uint32_t>((pairs.size() + per_chunk - 1) / per_chunk);
-  return {chunks, kChunkBytes,
-          [pairs = std::move(pairs), slice, per_chunk, pack](uint32_t chunk) -> Result<CopyPlan> {
-            const size_t begin = chunk * per_chunk;
-            const size_t end = std::min(pairs.size(), begin + per_chunk);
-            std::vector<BlockPair> part(pairs.begin() + static_cast<ptrdiff_t>(begin),
-                                        pairs.begin() + static_cast<ptrdiff_t>(end));
-            for (uint32_t i = 0; i < part.size(); ++i) (pack ? part[i].dst : part[i].src) = i;
-            return PlanOf(part, slice);
-          }};
-}
 
 // One process: its memory, its transports, and a control thread that is whoever waits.
 struct Process {
@@ -153,6 +85,11 @@ struct Process {
     options.rails = rails;
     mapped = Must(CreateMapped(options));
     packed = Must(CreateUcxPacked(options));
+    if (FindOneSidedLanes("").has_value()) {
+      get = Must(CreateUcxGet(options));
+      bare_get.emplace(UCP_FEATURE_RMA, bench::BareGetSettings());
+    }
+    bare_am.emplace(UCP_FEATURE_AM, bench::BareAmSettings(kChunkBytes));
   }
 
   void RunUntil(const std::function<bool()>& done) {
@@ -180,30 +117,19 @@ struct Process {
   std::condition_variable wake;
   std::unique_ptr<Transport> mapped;
   std::unique_ptr<Transport> packed;
+  std::unique_ptr<Transport> get;  // or null, together with
+  std::optional<BareUcx> bare_get;
+  std::optional<BareUcx> bare_am;
 };
 
-// What the reader asks the owner to do: 'p' packs and sends a stream, 't' writes to the TCP socket.
+// What the reader asks the owner to do: 'p' packs and sends a stream, 't' writes to the TCP socket,
+// 'a' sends bare messages, 'g' helps the bare reads to connect.
 struct Request {
   char kind = 'q';
   uint64_t stream = 0;
   uint64_t slice = 0;
   uint64_t bytes = 0;
 };
-
-void SendSpec(int fd, const PeerSpec& spec) {
-  const uint64_t header[] = {spec.incarnation, spec.address.size(), spec.region_bytes[0],
-                             spec.region_bytes[1]};
-  WriteAll(fd, header, sizeof(header));
-  WriteAll(fd, spec.address.data(), spec.address.size());
-}
-
-PeerSpec ReceiveSpec(int fd) {
-  uint64_t header[4];
-  ReadAll(fd, header, sizeof(header));
-  PeerSpec spec{"peer", std::string(header[1], '\0'), {header[2], header[3]}, header[0]};
-  ReadAll(fd, spec.address.data(), spec.address.size());
-  return spec;
-}
 
 constexpr uint64_t kEpoch = 7;
 constexpr uint64_t kHash = 9;
@@ -218,14 +144,22 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
   record->Publish({.tokens = 1, .chunk_end = 1, .layers = 0});
   SendSpec(control_fd, self.Spec(*self.mapped));
   SendSpec(control_fd, self.Spec(*self.packed));
+  if (self.get) {
+    SendSpec(control_fd, self.Spec(*self.get));
+    SendText(control_fd, self.bare_get->Address());
+    SendText(control_fd, self.bare_get->Register({self.kv.data(), self.kv.bytes()}));
+    const auto base = reinterpret_cast<uintptr_t>(self.kv.data());
+    WriteAll(control_fd, &base, sizeof(base));
+  }
   const PeerSpec reader = ReceiveSpec(control_fd);
+  self.bare_am->Connect(ReceiveText(control_fd));
   std::vector<char> buffer(kChunkBytes, 2);
   std::map<std::pair<uint64_t, uint64_t>, StreamPlan> plans;  // made before the clock runs
   for (const uint64_t mib : settings.mib) {
     for (const uint64_t kib : settings.slice_kib) {
       const uint64_t slice = kib << 10;
       plans[{slice, mib << 20}] =
-          StreamOf(Scatter(settings.region_bytes(), slice, mib << 20), slice, true);
+          StreamOf(Scatter(settings.region_bytes(), slice, mib << 20), slice, kChunkBytes, true);
     }
   }
   while (true) {
@@ -240,6 +174,21 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
       }
       continue;
     }
+    if (request.kind == 'a') {
+      for (uint64_t left = request.bytes; left > 0;) {
+        const uint64_t part = std::min<uint64_t>(left, buffer.size());
+        self.bare_am->Wait(kBareWindow - 1);
+        self.bare_am->Send(std::as_bytes(std::span(buffer)).first(part));
+        left -= part;
+      }
+      self.bare_am->Wait(0);
+      continue;
+    }
+    if (request.kind == 'g') {
+      char done = 0;
+      while (recv(control_fd, &done, 1, MSG_DONTWAIT) != 1) self.bare_get->Progress();
+      continue;
+    }
     bool sent = false;
     self.packed->StartPackedSend(reader, request.stream, plans.at({request.slice, request.bytes}),
                                  record, Lease(self.incarnation),
@@ -250,17 +199,6 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
                                  });
     self.RunUntil([&] { return sent; });
   }
-}
-
-struct Rates {
-  double min = 0;
-  double median = 0;
-  double max = 0;
-};
-
-Rates Summarise(std::vector<double> values) {
-  std::ranges::sort(values);
-  return {values.front(), values[values.size() / 2], values.back()};
 }
 
 struct Row {
@@ -282,10 +220,26 @@ class Reader {
     const PeerSpec mapped = ReceiveSpec(control_fd);
     const PeerSpec packed = ReceiveSpec(control_fd);
     owner_ = packed.incarnation;
+    PeerSpec get;
+    std::string bare_address;
+    std::string bare_key;
+    if (self_.get) {
+      get = ReceiveSpec(control_fd);
+      bare_address = ReceiveText(control_fd);
+      bare_key = ReceiveText(control_fd);
+      ReadAll(control_fd, &bare_base_, sizeof(bare_base_));
+    }
     SendSpec(control_fd, self_.Spec(*self_.packed));
-    mapped_ = Connect(*self_.mapped, mapped, connect_ms_[0]);
-    packed_ = Connect(*self_.packed, packed, connect_ms_[1]);
-    std::printf("connect: mapped %.2f ms, ucx-packed %.2f ms\n", connect_ms_[0], connect_ms_[1]);
+    self_.bare_am->Receive();
+    SendText(control_fd, self_.bare_am->Address());
+    mapped_ = Connect(*self_.mapped, mapped, connect_ms_[kMapped]);
+    packed_ = Connect(*self_.packed, packed, connect_ms_[kPacked]);
+    if (self_.get) {
+      get_ = Connect(*self_.get, get, connect_ms_[kGet]);
+      ConnectBare(bare_address, bare_key);
+    }
+    std::printf("connect: mapped %.2f ms, ucx-get %.2f ms, ucx-packed %.2f ms\n",
+                connect_ms_[kMapped], connect_ms_[kGet], connect_ms_[kPacked]);
   }
 
   Row Measure(uint64_t mib, uint64_t slice) {
@@ -293,7 +247,8 @@ class Reader {
     std::vector<double> values[kWayCount];
     for (int round = -2; round < settings_.rounds; ++round) {
       for (size_t i = 0; i < kWayCount; ++i) {
-        const size_t way = (i + static_cast<size_t>(round + 2)) % kWayCount;
+        const Way way{(i + static_cast<size_t>(round + 2)) % kWayCount};
+        if (!self_.get && (way == kGet || way == kBareGet)) continue;
         const double rate = static_cast<double>(mib << 20) / Run(way, pairs, slice) / 1e9;
         if (round >= 0) values[way].push_back(rate);  // the first ones touch memory
       }
@@ -318,11 +273,22 @@ class Reader {
     return Must(std::move(*result));
   }
 
+  void ConnectBare(const std::string& address, const std::string& key) {
+    self_.bare_get->Connect(address);
+    self_.bare_get->UseKey(key);
+    (void)self_.bare_get->Register({self_.kv.data(), self_.kv.bytes()});
+    const Request request{'g', 0, 0, 0};
+    WriteAll(control_fd_, &request, sizeof(request));
+    self_.bare_get->Get({self_.kv.data(), 64}, bare_base_);
+    self_.bare_get->Wait(0);
+    WriteAll(control_fd_, "!", 1);
+  }
+
   // Seconds that it took.
-  double Run(size_t way, const std::vector<BlockPair>& pairs, uint64_t slice) {
+  double Run(Way way, const std::vector<BlockPair>& pairs, uint64_t slice) {
     const uint64_t bytes = pairs.size() * slice;
     CopyPlan plan = PlanOf(pairs, slice);
-    StreamPlan stream = StreamOf(pairs, slice, false);
+    StreamPlan stream = StreamOf(pairs, slice, kChunkBytes, false);
     const auto start = std::chrono::steady_clock::now();
     bool finished = false;
     const auto done = [&](const Completion& completion) {
@@ -331,12 +297,12 @@ class Reader {
       finished = true;
     };
     switch (way) {
-      case 0:
+      case kMemcpy:
         for (const BlockPair& pair : pairs) {
           std::memcpy(self_.kv.data() + pair.dst * slice, local_.data() + pair.src * slice, slice);
         }
         break;
-      case 1: {
+      case kTcp: {
         const Request request{'t', 0, slice, bytes};
         WriteAll(control_fd_, &request, sizeof(request));
         for (uint64_t left = bytes; left > 0;) {
@@ -346,12 +312,12 @@ class Reader {
         }
         break;
       }
-      case 2:
+      case kMapped:
         self_.mapped->Read(mapped_, Whole(std::move(plan)), {1, 0},
                            start + std::chrono::seconds(60), done);
         self_.RunUntil([&] { return finished; });
         break;
-      case 3: {
+      case kPacked: {
         const Request request{'p', ++stream_, slice, bytes};
         self_.packed->StartPackedReceive(packed_, stream_, std::move(stream), Lease(owner_),
                                          start + std::chrono::seconds(60), done);
@@ -359,6 +325,28 @@ class Reader {
         self_.RunUntil([&] { return finished; });
         break;
       }
+      case kGet:
+        self_.get->Read(get_, Whole(std::move(plan)), {1, 0}, start + std::chrono::seconds(60),
+                        done);
+        self_.RunUntil([&] { return finished; });
+        break;
+      case kBareGet:
+        for (const BlockPair& pair : pairs) {
+          self_.bare_get->Wait(kBareWindow - 1);
+          self_.bare_get->Get({self_.kv.data() + pair.dst * slice, slice},
+                              bare_base_ + pair.src * slice);
+        }
+        self_.bare_get->Wait(0);
+        break;
+      case kBareAm: {
+        const Request request{'a', 0, slice, bytes};
+        const uint64_t until = self_.bare_am->received() + bytes;
+        WriteAll(control_fd_, &request, sizeof(request));
+        while (self_.bare_am->received() < until) self_.bare_am->Progress();
+        break;
+      }
+      case kWayCount:
+        break;
     }
     return Seconds(start);
   }
@@ -372,7 +360,9 @@ class Reader {
   Incarnation owner_ = 0;
   PeerHandle mapped_ = 0;
   PeerHandle packed_ = 0;
-  double connect_ms_[2] = {};
+  PeerHandle get_ = 0;
+  uintptr_t bare_base_ = 0;
+  double connect_ms_[kWayCount] = {};
   StreamId stream_ = 0;
 };
 
@@ -380,8 +370,9 @@ std::string Json(const Settings& settings, const Reader& reader, const std::vect
   std::ostringstream out;
   out << "{\"schema\":1,\"benchmark\":\"transport\",\"unit\":\"GB/s\",\"rounds\":"
       << settings.rounds << ",\"chunk_bytes\":" << kChunkBytes << ",\"ucx\":\"" << UcxVersion()
-      << "\",\"connect_ms\":{\"mapped\":" << reader.connect_ms()[0]
-      << ",\"ucx-packed\":" << reader.connect_ms()[1] << "},\"rows\":[";
+      << "\",\"connect_ms\":{\"mapped\":" << reader.connect_ms()[kMapped]
+      << ",\"ucx-get\":" << reader.connect_ms()[kGet]
+      << ",\"ucx-packed\":" << reader.connect_ms()[kPacked] << "},\"rows\":[";
   for (size_t i = 0; i < rows.size(); ++i) {
     out << (i == 0 ? "" : ",") << "\n{\"bytes\":" << (rows[i].mib << 20)
         << ",\"slice_bytes\":" << rows[i].slice;
@@ -431,25 +422,6 @@ bool Parse(int argc, char** argv, Settings& settings) {
   const bool slices_ok = std::ranges::all_of(
       settings.slice_kib, [](uint64_t kib) { return kChunkBytes % (kib << 10) == 0; });
   return settings.rounds >= 1 && slices_ok;
-}
-
-// A TCP connection over loopback: {the listener's side, the connecting side}.
-std::pair<int, int> TcpPair() {
-  const int listener = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof(address);
-  Check(bind(listener, reinterpret_cast<sockaddr*>(&address), length) == 0 &&
-            listen(listener, 1) == 0 &&
-            getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length) == 0,
-        "no TCP socket on loopback");
-  const int connected = socket(AF_INET, SOCK_STREAM, 0);
-  Check(connect(connected, reinterpret_cast<sockaddr*>(&address), length) == 0,
-        "cannot connect over loopback");
-  const int accepted = accept(listener, nullptr, nullptr);
-  close(listener);
-  return {accepted, connected};
 }
 
 int Main(int argc, char** argv) {

@@ -6,6 +6,7 @@
 #include "proto/limits.h"
 #include "tools/common/logging.h"
 #include "transport/mapped_address.h"
+#include "transport/transport.h"
 
 namespace kvrelay::tools {
 namespace {
@@ -51,7 +52,9 @@ void DaemonOptions::Declare(FlagSet& flags) {
              "32 hexadecimal digits that survive restarts; random when empty");
   AddEngineFlags(flags, &engine);
   flags.Section("Moving the cache");
-  flags.Choice("transport", &transport, {"auto", "mapped", "ucx-packed"},
+  std::vector<std::string> transports = {"auto"};
+  for (const auto& kind : transport::TransportKinds()) transports.emplace_back(kind.name);
+  flags.Choice("transport", &transport, transports,
                "how the cache is pulled; auto takes the first that works, per peer");
   flags.Whole("lease_ttl_ms", &lease_ttl_ms, 100, proto::kMaxDurationMs,
               "how long an offered cache waits for its reader, in milliseconds");

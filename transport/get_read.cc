@@ -1,0 +1,98 @@
+#include "transport/get_read.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+namespace kvrelay::transport {
+
+GetRead::State GetRead::Step(GetWay& way, TimePoint now) {
+  if (gets_.failure != UCS_OK) {
+    failure_ = Status(Code::kPeerUnreachable,
+                      std::string("a one-sided read failed: ") + ucs_status_string(gets_.failure));
+    return State::kFailed;
+  }
+  switch (stage_) {
+    case Stage::kStart:
+      GetGuard(way, Stage::kBefore);
+      return State::kBusy;
+    case Stage::kBefore:
+      if (gets_.in_flight > 0) return State::kInFlight;
+      return BeginPortion(way, now);
+    case Stage::kPause:
+      if (now < poll_at_) return State::kWaiting;
+      GetGuard(way, Stage::kBefore);
+      return State::kBusy;
+    case Stage::kData:
+      return PostRuns(way);
+    case Stage::kAfter:
+      if (gets_.in_flight > 0) return State::kInFlight;
+      after_ = TakeGuard();
+      return State::kDone;
+  }
+  return State::kFailed;
+}
+
+void GetRead::GetGuard(GetWay& way, Stage stage) {
+  way.Get(guard_.region, guard_.offset, {local_.guard, sizeof(GuardWords)}, *local_.guard_memory,
+          &gets_);
+  stage_ = stage;
+}
+
+// The library has said that the words are here. What it reads later was asked for later: it is not
+// older than they are. Each word is whole, their order is not known: ARCHITECTURE section 5 says
+// why that is enough.
+GuardWords GetRead::TakeGuard() const {
+  std::atomic_thread_fence(std::memory_order_acquire);
+  GuardWords words;
+  std::memcpy(&words, local_.guard, sizeof(words));
+  return words;
+}
+
+GetRead::State GetRead::BeginPortion(GetWay& way, TimePoint now) {
+  before_ = TakeGuard();
+  Result<Portion> portion = next_(before_);
+  failure_ = portion.has_value() ? portion->plan.Validate(way.region_bytes(), local_.region_bytes)
+                                 : portion.error();
+  if (failure_.ok() &&
+      std::ranges::any_of(portion->plan.boxes, [](const CopyBox& box) { return box.casts; })) {
+    failure_ = Status(Code::kIncompatible, "a one-sided read moves bytes, it can not cast them");
+  }
+  if (!failure_.ok()) return State::kFailed;
+  last_ = portion->last;
+  if (portion->plan.boxes.empty() && !last_) {
+    if (!waiting_since_) waiting_since_ = now;
+    poll_at_ = now + PollPause(now - *waiting_since_);
+    stage_ = Stage::kPause;
+    return State::kWaiting;
+  }
+  waiting_since_.reset();
+  runs_.emplace(std::move(portion->plan));
+  posted_all_ = false;
+  stage_ = Stage::kData;
+  return PostRuns(way);
+}
+
+GetRead::State GetRead::PostRuns(GetWay& way) {
+  bool posted = false;
+  while (!posted_all_ && gets_.in_flight < kWindow && gets_.failure == UCS_OK) {
+    const auto run = runs_->Next(kMaxGetBytes);
+    if (!run.has_value()) {
+      posted_all_ = true;
+      break;
+    }
+    way.Get(run->src_region, run->src, {local_.regions[run->dst_region] + run->dst, run->bytes},
+            *local_.memory[run->dst_region], &gets_);
+    bytes_ += run->bytes;
+    posted = true;
+  }
+  if (!posted_all_ || gets_.in_flight > 0) return posted ? State::kBusy : State::kInFlight;
+  // All data is here: only now the guard may be read again.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  runs_.reset();
+  GetGuard(way, last_ ? Stage::kAfter : Stage::kBefore);
+  return State::kBusy;
+}
+
+}  // namespace kvrelay::transport
