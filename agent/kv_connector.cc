@@ -34,6 +34,10 @@ KvConnector::LoadId KvConnector::Offer(OfferRequest request) {
 
 KvConnector::LoadId KvConnector::StartLoadKv(LoadRequest request) {
   const LoadId id = NewId();
+  if (host_ != nullptr) {
+    const std::lock_guard lock(mutex_);
+    received_[id] = request.blocks.Share();
+  }
   auto held = std::make_shared<LoadRequest>(std::move(request));
   agent_.Post([this, id, held] {
     const auto load =
@@ -64,8 +68,36 @@ void KvConnector::Cancel(LoadId id) {
 }
 
 KvConnector::Finished KvConnector::GetFinished() {
-  const std::lock_guard lock(mutex_);
-  return std::exchange(finished_, {});
+  const std::lock_guard device(device_mutex_);
+  Finished finished;
+  std::vector<BlockTable> own;  // of finished.loads
+  {
+    const std::lock_guard lock(mutex_);
+    finished = std::exchange(finished_, {});
+    if (host_ == nullptr) return finished;
+    for (const auto& [id, result] : finished.loads) {
+      const auto it = received_.find(id);
+      own.push_back(std::move(it->second));
+      received_.erase(it);
+    }
+  }
+  for (size_t i = 0; i < own.size(); ++i) {
+    Result<LoadResult>& result = finished.loads[i].second;
+    if (!result.has_value()) continue;
+    if (Status status = SyncToDevice(own[i], result->prefix); !status.ok()) {
+      result = Error(status.Wrap("copying to the device"));
+    }
+  }
+  return finished;
+}
+
+Status KvConnector::SyncToDevice(const BlockTable& own, const PrefixRef& prefix) {
+  std::erase_if(on_device_, [](const auto& gone) { return gone.expired(); });
+  if (prefix != nullptr && !on_device_.contains(prefix)) {
+    KVRELAY_RETURN_IF_ERROR(host_->SyncRecvedKvToDevice(prefix->blocks.blocks()));
+    on_device_.insert(prefix);
+  }
+  return host_->SyncRecvedKvToDevice(own.blocks());
 }
 
 }  // namespace kvrelay::agent

@@ -91,8 +91,7 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
   if (!transports_.empty()) return Status::Ok();
   return {Code::kInvalidArgument,
           "--transport=" + options.transport + ": " +
-              (transport_notes_.empty() ? "no such transport"
-                                        : transport_notes_.back())};
+              (transport_notes_.empty() ? "no such transport" : transport_notes_.back())};
 }
 
 RankAgent::~RankAgent() {
