@@ -1,5 +1,6 @@
 #include "transport/get_way.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "transport/ucx_version.h"
@@ -20,14 +21,14 @@ Result<std::shared_ptr<GetWay>> GetWay::Open(UcxWorker& worker, const PeerSpec& 
     return Error(Code::kInvalidArgument,
                  "the address is one of another process than the handshake's, or of other regions");
   }
-  std::shared_ptr<GetWay> way(new GetWay(spec));
+  std::shared_ptr<GetWay> way(new GetWay(worker, spec));
   KVRELAY_ASSIGN_OR_RETURN(way->endpoint_, UcxEndpoint::Create(worker, address.worker));
   std::vector<const GetAddress::Span*> spans = {&address.beacon};
   for (const GetAddress::Span& region : address.regions) spans.push_back(&region);
   for (const GetAddress::Span* span : spans) {
     Result<UcxRemoteKey> key = UcxRemoteKey::Unpack(way->endpoint_->get(), span->key);
     if (!key.has_value()) {
-      way->Close(key.error());
+      way->End(key.error(), {});
       return way;
     }
     way->bases_.push_back(span->base);
@@ -36,10 +37,18 @@ Result<std::shared_ptr<GetWay>> GetWay::Open(UcxWorker& worker, const PeerSpec& 
   return way;
 }
 
-void GetWay::Close(Status why) {
-  if (closing()) return;
-  why_closed_ = std::move(why);
+void GetWay::End(Status why, TimePoint close_by) {
+  if (ended()) {
+    close_by_ = std::min(close_by_, close_by);
+    return;
+  }
+  why_ended_ = std::move(why);
+  close_by_ = close_by;
+}
+
+void GetWay::Close() {
   endpoint_->Close();
+  worker_.Flush([way = shared_from_this()] { way->closed_ = true; });
 }
 
 }  // namespace kvrelay::transport

@@ -15,8 +15,9 @@
 
 namespace kvrelay::transport {
 
-// Transfer thread only. Open -> closing -> closed; reads in flight hold it.
-class GetWay {
+// Transfer thread only. Open -> ended (nothing is posted any more, what is in flight may end by
+// itself) -> closing -> closed; reads in flight hold it.
+class GetWay : public std::enable_shared_from_this<GetWay> {
  public:
   // `self`: where we are, when the lanes do not leave the host; null when they do.
   // kInvalidArgument for an address that is none, or does not fit what the handshake said of the
@@ -28,7 +29,7 @@ class GetWay {
   const std::string& name() const { return spec_.name; }
   std::span<const uint64_t> region_bytes() const { return spec_.region_bytes; }
 
-  // Reads into `into`, which lies in `memory`. The range has been checked. Not after Close.
+  // Reads into `into`, which lies in `memory`. The range has been checked. Not after End.
   void Get(RegionId region, uint64_t offset, std::span<std::byte> into, const UcxMemory& memory,
            UcxGets* gets) {
     const size_t index = 1 + region;
@@ -39,26 +40,34 @@ class GetWay {
   }
 
   // Nothing may be posted any more when it is not ok.
-  const Status& failure() const { return why_closed_.ok() ? endpoint_->failure() : why_closed_; }
-  // Begins a forced close.
-  void Close(Status why);
+  const Status& failure() const { return why_ended_.ok() ? endpoint_->failure() : why_ended_; }
+  // Ends it, the first time. What is in flight has until `close_by`.
+  void End(Status why, TimePoint close_by);
+  bool ended() const { return !why_ended_.ok(); }
+  TimePoint close_by() const { return close_by_; }
+  // Begins a forced close of an ended way.
+  void Close();
   bool closing() const { return endpoint_->closing(); }
+  // The close has completed, and all that it leaves behind: nothing of this way writes our memory.
+  bool closed() const { return closed_ && endpoint_->finished(); }
   // Whether no operation of `gets` can write our memory any more. UCX reports operations as ended
   // before it has let go of them when they failed or the way is being closed: then the end of the
   // close is what counts.
   bool Drained(const UcxGets& gets) const {
     const bool clean = gets.failure == UCS_OK && !closing();
-    return gets.in_flight == 0 && (clean || endpoint_->closed());
+    return gets.in_flight == 0 && (clean || closed());
   }
-  bool finished() const { return endpoint_->finished(); }
   // Before the worker goes, when the close has not completed.
   void DropKeys() { keys_.clear(); }
 
  private:
-  explicit GetWay(PeerSpec spec) : spec_(std::move(spec)) {}
+  GetWay(UcxWorker& worker, PeerSpec spec) : worker_(worker), spec_(std::move(spec)) {}
 
+  UcxWorker& worker_;
   const PeerSpec spec_;
-  Status why_closed_;
+  Status why_ended_;
+  TimePoint close_by_ = TimePoint::max();
+  bool closed_ = false;
   std::unique_ptr<UcxEndpoint> endpoint_;
   // The beacon's, then the regions'.
   std::vector<uint64_t> bases_;

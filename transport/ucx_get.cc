@@ -33,7 +33,7 @@ constexpr Duration kDrainLimit = std::chrono::milliseconds(500);
 // Only a thread that looks sees a peer die.
 constexpr Duration kLookAgain = std::chrono::milliseconds(500);
 // How long closing connections are waited for when the transport ends.
-constexpr Duration kFinishLimit = std::chrono::milliseconds(500);
+constexpr Duration kFinishLimit = std::chrono::milliseconds(1500);
 // An operation over cma costs as much as packing, sending and unpacking about this much.
 constexpr uint64_t kGoodRunBytes = 16 << 10;
 
@@ -118,8 +118,10 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   // Makes the read post nothing more; it completes once it is drained.
   static void End(ReadOp& op, Status status, TimePoint now);
   // Ends the reads on it, too.
-  void Close(const std::shared_ptr<GetWay>& way, const Status& why, TimePoint now);
-  void CloseFailedWays(TimePoint now);
+  void EndWay(const std::shared_ptr<GetWay>& way, const Status& why, TimePoint now,
+              Duration grace = kDrainLimit);
+  // Ends ways that have failed, and closes those on which nothing moves any more.
+  TimePoint CloseWays(TimePoint now);
   // Completes what is drained, ends what is late. Returns when to look again.
   TimePoint ExpireReads(TimePoint now);
   void TakeHellos();
@@ -298,8 +300,8 @@ Counters UcxGet::counters() const {
 TimePoint UcxGet::Work(TimePoint now) {
   bool busy = worker_->Progress();
   busy |= StepReads(now);
-  CloseFailedWays(now);
-  TimePoint next = ExpireReads(now);
+  TimePoint next = CloseWays(now);
+  next = std::min(next, ExpireReads(now));
   TakeHellos();
   next = std::min(next, ExpirePeers(now));
   Reap();
@@ -314,6 +316,7 @@ void UcxGet::Finish() {
   while (!peers_.empty()) EndPeer(peers_.begin(), status);
   for (const TimePoint limit = now + kFinishLimit; !ways_.empty() && Now() < limit;) {
     worker_->Progress();
+    CloseWays(Now());
     ExpireReads(Now());
     TakeHellos();
     Reap();
@@ -417,7 +420,7 @@ bool UcxGet::StepReads(TimePoint now) {
         break;
       case GetRead::State::kFailed:
         End(*op, op->read.failure().Wrap(op->way->name()), now);
-        if (op->read.gets().failure != UCS_OK) Close(op->way, op->read.failure(), now);
+        if (op->read.gets().failure != UCS_OK) EndWay(op->way, op->read.failure(), now);
         busy = true;
         break;
     }
@@ -433,17 +436,32 @@ void UcxGet::End(ReadOp& op, Status status, TimePoint now) {
   op.drained_by = now + kDrainLimit;
 }
 
-void UcxGet::Close(const std::shared_ptr<GetWay>& way, const Status& why, TimePoint now) {
-  way->Close(why);
+void UcxGet::EndWay(const std::shared_ptr<GetWay>& way, const Status& why, TimePoint now,
+                    Duration grace) {
+  way->End(why, now + grace);
   for (ReadOp& op : reads_) {
     if (op.way == way) End(op, why.Wrap(way->name()), now);
   }
 }
 
-void UcxGet::CloseFailedWays(TimePoint now) {
+TimePoint UcxGet::CloseWays(TimePoint now) {
+  TimePoint next = TimePoint::max();
   for (const auto& way : ways_) {
-    if (!way->closing() && !way->failure().ok()) Close(way, way->failure(), now);
+    if (!way->ended() && !way->failure().ok()) EndWay(way, way->failure(), now);
+    if (!way->ended() || way->closing()) continue;
+    const auto moves = [&](const auto& op, const UcxGets& gets) {
+      return op.way == way && gets.in_flight > 0;
+    };
+    const bool busy =
+        std::ranges::any_of(reads_, [&](const ReadOp& op) { return moves(op, op.read.gets()); }) ||
+        std::ranges::any_of(hellos_, [&](const Hello& op) { return moves(op, op.gets); });
+    if (busy && now < way->close_by()) {
+      next = std::min(next, way->close_by());
+    } else {
+      way->Close();
+    }
   }
+  return next;
 }
 
 TimePoint UcxGet::ExpireReads(TimePoint now) {
@@ -463,8 +481,8 @@ TimePoint UcxGet::ExpireReads(TimePoint now) {
       it = Complete(it, it->ended);
     } else {
       if (it->drained_by <= now) {
-        Close(it->way, Status(Code::kPeerUnreachable, "its operations did not end"), now);
-      } else if (!it->way->closing()) {
+        EndWay(it->way, Status(Code::kPeerUnreachable, "its operations did not end"), now, {});
+      } else if (!it->way->ended()) {
         next = std::min(next, it->drained_by);
       }
       ++it;
@@ -495,7 +513,7 @@ TimePoint UcxGet::ExpirePeers(TimePoint now) {
 void UcxGet::EndPeer(Peers::iterator it, const Status& status) {
   Peer peer = std::move(it->second);
   peers_.erase(it);
-  if (peer.way) Close(peer.way, status, Now());
+  if (peer.way) EndWay(peer.way, status, Now());
   if (peer.connected) {
     options_.executor([connected = std::move(peer.connected), status]() mutable {
       connected(Error(std::move(status)));
@@ -511,7 +529,7 @@ void UcxGet::EndPeer(Peers::iterator it, const Status& status) {
 
 void UcxGet::Reap() {
   ways_.remove_if([](const std::shared_ptr<GetWay>& way) {
-    return way->finished() && way.use_count() == 1;  // no read, peer or hello holds it
+    return way->closed() && way.use_count() == 1;  // no read, peer or hello holds it
   });
 }
 

@@ -182,6 +182,23 @@ Status UcxWorker::Receive(OnMessage on_message, OnForeign on_foreign) {
   return status == UCS_OK ? Status::Ok() : UcxError("ucp_worker_set_am_recv_handler", status);
 }
 
+void UcxWorker::Flush(std::function<void()> flushed) {
+  auto pending = std::make_unique<std::function<void()>>(std::move(flushed));
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.cb.send = [](void* request, ucs_status_t, void* context) {
+    ucp_request_free(request);
+    const std::unique_ptr<std::function<void()>> done(static_cast<std::function<void()>*>(context));
+    (*done)();
+  };
+  param.user_data = pending.get();
+  if (UCS_PTR_IS_PTR(ucp_worker_flush_nbx(worker_, &param))) {
+    (void)pending.release();  // the callback owns it
+  } else {
+    (*pending)();
+  }
+}
+
 Result<std::string> UcxWorker::Address() const {
   ucp_address_t* address = nullptr;
   size_t bytes = 0;

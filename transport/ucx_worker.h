@@ -64,6 +64,10 @@ class UcxWorker {
   const UcxContext& context() const { return *context_; }
   // Where messages for this worker go, as UCX writes it.
   Result<std::string> Address() const;
+  // `flushed` is called once, perhaps inside: whatever was posted before has ended, and endpoints
+  // that were closed before are gone. (UCX reports a forced close as done while it still takes the
+  // connection down.)
+  void Flush(std::function<void()> flushed);
   // True when something happened.
   bool Progress() { return ucp_worker_progress(worker_) != 0; }
   // Readable when there is something to progress after a successful Arm. Owned by the worker.
