@@ -64,6 +64,9 @@ function(kvrelay_discover target label)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 120)
   endif()
+  if(KVRELAY_SANITIZE)
+    math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 5")  # tests/common/slowness.h
+  endif()
   set(common DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 NO_PRETTY_TYPES NO_PRETTY_VALUES
              TEST_PREFIX "${target}." WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
   set(environment "${KVRELAY_TEST_ENVIRONMENT}")

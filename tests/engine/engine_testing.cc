@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/random.h"
+#include "tests/common/slowness.h"
 
 namespace kvrelay::engine {
 
@@ -80,8 +81,9 @@ std::future<Answer> Start(Engine& engine, Request request) {
 }
 
 Answer Finish(std::future<Answer> answer) {
-  if (answer.wait_for(std::chrono::seconds(60)) != std::future_status::ready) {
-    ADD_FAILURE() << "no answer within a minute";
+  const auto at_most = std::chrono::seconds(60) * tests::Slowness();
+  if (answer.wait_for(at_most) != std::future_status::ready) {
+    ADD_FAILURE() << "no answer within " << at_most.count() << " s";
     std::abort();
   }
   return answer.get();

@@ -149,7 +149,7 @@ TEST_F(DaemonStory, AnIdleDaemonStopsAtTheFirstSignal) {
 
 TEST_F(DaemonStory, DrainingFinishesOpenStreamsAndRefusesNewOnes) {
   Daemon& prefill = StartPrefill();
-  Daemon& decode = StartDecode({&prefill});
+  Daemon& decode = StartDecode({&prefill}, {"--drain_timeout_ms=60000"});
   RunningCli open = StartCli({"generate", "--decode=" + decode.endpoint(), "--prompt=And",
                               "--ignore_eos", "--max_new_tokens=400"});
   Eventually("text comes", [&open] { return !open.out().empty(); });
@@ -160,7 +160,7 @@ TEST_F(DaemonStory, DrainingFinishesOpenStreamsAndRefusesNewOnes) {
   EXPECT_EQ(refused.json()["error"]["code"], "kDraining");
   EXPECT_EQ(refused.json()["error"]["retryable"], true);
   EXPECT_EQ(open.Wait().exit_code, 0);
-  EXPECT_EQ(decode.WaitForExit().ToString(), "exit code 0");
+  EXPECT_EQ(decode.WaitForExit(60s).ToString(), "exit code 0");
 }
 
 TEST_F(DaemonStory, ADrainThatTakesTooLongCutsTheRest) {
