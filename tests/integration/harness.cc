@@ -250,11 +250,15 @@ CliResult Story::RunDaemon(const Args& args, Duration at_most) {
   return result;
 }
 
-CliResult Story::Cli(const Args& args, Duration at_most) {
-  return RunningCli(args, folder_, launcher_).Wait(at_most);
-}
+CliResult Story::Cli(const Args& args, Duration at_most) { return StartCli(args).Wait(at_most); }
 
-RunningCli Story::StartCli(const Args& args) { return {args, folder_, launcher_}; }
+RunningCli Story::StartCli(Args args) {
+  const bool generates = !args.empty() && args.front() == "generate";
+  if (generates && Slowness() > 1) {
+    AddUnlessGiven(args, "timeout_ms", std::to_string(60'000 * Slowness()));
+  }
+  return {args, folder_, launcher_};
+}
 
 namespace {
 

@@ -108,7 +108,7 @@ class Story : public ::testing::Test {
 
   // kvrelay with these arguments, to its end.
   CliResult Cli(const Args& args, Duration at_most = std::chrono::seconds(60));
-  RunningCli StartCli(const Args& args);
+  RunningCli StartCli(Args args);
 
   // Token ids, greedy, on the decode daemon; a test failure and an empty list when that fails.
   std::vector<uint32_t> Generate(const Daemon& decode, const Args& flags);
