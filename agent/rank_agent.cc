@@ -122,13 +122,18 @@ void RankAgent::Stop() {
 
 RankSnapshot RankAgent::Snapshot() const {
   const RankIdentity& identity = owner_->identity();
+  std::vector<std::pair<std::string_view, transport::Counters>> counters;
+  for (const auto& transport : transports_) {
+    counters.emplace_back(transport->name(), transport->counters());
+  }
   return {.layout = identity.layout,
           .shard = identity.shard,
           .regions = identity.regions,
           .leases = owner_->List(),
           .sessions = reader_->List(),
           .peers = peers_->List(),
-          .packed_streams = owner_->packed_streams()};
+          .packed_streams = owner_->packed_streams(),
+          .transports = std::move(counters)};
 }
 
 }  // namespace kvrelay::agent

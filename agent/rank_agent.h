@@ -50,6 +50,8 @@ struct RankSnapshot {
   std::vector<ReaderRank::SessionInfo> sessions;
   std::vector<PeerTable::PeerInfo> peers;
   uint64_t packed_streams = 0;
+  // What each transport counts.
+  std::vector<std::pair<std::string_view, transport::Counters>> transports;
 };
 
 class RankAgent {

@@ -4,7 +4,8 @@
 set(default_root "${PROJECT_SOURCE_DIR}/third_party/ucx")
 add_library(kvrelay_deps::ucx INTERFACE IMPORTED)
 
-find_library(found_ucp NAMES ucp PATHS "${KVRELAY_UCX_ROOT}" PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH NO_CACHE)
+find_library(found_ucp NAMES ucp PATHS "${KVRELAY_UCX_ROOT}"
+  PATH_SUFFIXES lib lib64 "lib/${CMAKE_LIBRARY_ARCHITECTURE}" NO_DEFAULT_PATH NO_CACHE)
 if(found_ucp)
   get_filename_component(KVRELAY_UCX_LIBDIR "${found_ucp}" DIRECTORY)
   set(KVRELAY_UCX_WHERE "${KVRELAY_UCX_ROOT}")
@@ -13,7 +14,7 @@ if(found_ucp)
   target_link_libraries(kvrelay_deps::ucx INTERFACE
     "${KVRELAY_UCX_LIBDIR}/libucp.so" "${KVRELAY_UCX_LIBDIR}/libuct.so" "${KVRELAY_UCX_LIBDIR}/libucs.so")
 elseif(NOT KVRELAY_UCX_ROOT STREQUAL default_root)
-  message(FATAL_ERROR "KVRELAY_UCX_ROOT=${KVRELAY_UCX_ROOT} has no lib/libucp.so")
+  message(FATAL_ERROR "KVRELAY_UCX_ROOT=${KVRELAY_UCX_ROOT} has no libucp.so in its lib folder")
 else()
   pkg_check_modules(SYSTEM_UCX QUIET ucx)
   find_path(ucx_include NAMES ucp/api/ucp.h HINTS ${SYSTEM_UCX_INCLUDE_DIRS} NO_CACHE)

@@ -32,6 +32,11 @@ constexpr size_t kMaxPings = 256;
 // How long closing connections are waited for when the transport ends.
 constexpr Duration kFinishLimit = std::chrono::milliseconds(500);
 
+UcxSettings SettingsOf(const Options& options) {
+  return {.interface = options.data_interface.empty() ? "lo" : options.data_interface,
+          .message_bytes = options.chunk_bytes};
+}
+
 TimePoint Now() { return std::chrono::steady_clock::now(); }
 
 class UcxRail final : public Transport, private TransferThread::Worker {
@@ -114,6 +119,7 @@ class UcxRail final : public Transport, private TransferThread::Worker {
     std::atomic<uint64_t> dropped{0};
     std::atomic<uint64_t> bad{0};
     std::atomic<uint64_t> slots{0};
+    std::atomic<uint64_t> connections{0};
     std::atomic<uint64_t> closing{0};
   } published_;
 
@@ -137,12 +143,11 @@ class UcxRail final : public Transport, private TransferThread::Worker {
 Result<std::unique_ptr<Transport>> UcxRail::Create(Options options) {
   std::unique_ptr<UcxRail> transport(new UcxRail(std::move(options)));
   const Options& own = transport->options_;
-  const UcxSettings settings{.interface = own.data_interface.empty() ? "lo" : own.data_interface,
-                             .message_bytes = own.chunk_bytes};
   KVRELAY_ASSIGN_OR_RETURN(transport->thread_, TransferThread::Create("kvr-ucx", own.spin));
   KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<SlotRing> ring,
                            SlotRing::Create(kRingSlots, own.chunk_bytes));
-  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<UcxContext> context, UcxContext::CreatePacked(settings));
+  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<UcxContext> context,
+                           UcxContext::CreatePacked(SettingsOf(own)));
   UcxRail* self = transport.get();
   KVRELAY_ASSIGN_OR_RETURN(transport->worker_, UcxWorker::Create(std::move(context)));
   KVRELAY_RETURN_IF_ERROR(
@@ -266,7 +271,10 @@ Counters UcxRail::counters() const {
   return {{"dropped_messages", published_.dropped.load(std::memory_order_relaxed)},
           {"bad_messages", published_.bad.load(std::memory_order_relaxed)},
           {"slots_in_use", published_.slots.load(std::memory_order_relaxed)},
-          {"closing_connections", published_.closing.load(std::memory_order_relaxed)}};
+          {"connections", published_.connections.load(std::memory_order_relaxed)},
+          {"closing_connections", published_.closing.load(std::memory_order_relaxed)},
+          {"ring_bytes", kRingSlots * options_.chunk_bytes},
+          {"max_bytes_per_peer", 2 * SettingsOf(options_).segment_bytes()}};
 }
 
 // --- Transfer thread
@@ -411,6 +419,7 @@ void UcxRail::Publish() {
   published_.dropped.store(receiver_->dropped(), std::memory_order_relaxed);
   published_.bad.store(bad_messages_, std::memory_order_relaxed);
   published_.slots.store(sender_->slots_in_use(), std::memory_order_relaxed);
+  published_.connections.store(lanes_->open().size(), std::memory_order_relaxed);
   published_.closing.store(lanes_->closing(), std::memory_order_relaxed);
 }
 

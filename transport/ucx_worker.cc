@@ -19,9 +19,6 @@ Status UcxError(const std::string& what, ucs_status_t status) {
   return Status(Code::kInternal, what + ": " + ucs_status_string(status));
 }
 
-// Beside the payload: UCX's own header and ours.
-constexpr uint64_t kSegmentOverhead = 4096;
-
 // UCX logs errors on the caller's stderr on its own account, for example when a peer is killed,
 // which is daily business here and comes back as a status.
 void QuietLog() {
@@ -86,7 +83,7 @@ Status CheckInterface(const std::string& interface) {
 
 Result<std::shared_ptr<UcxContext>> UcxContext::CreatePacked(const UcxSettings& settings) {
   KVRELAY_RETURN_IF_ERROR(CheckInterface(settings.interface));
-  const std::string segment = std::to_string(settings.message_bytes + kSegmentOverhead);
+  const std::string segment = std::to_string(settings.segment_bytes());
   KVRELAY_ASSIGN_OR_RETURN(
       const ucp_context_h context,
       Init("kvrelay-packed", UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,

@@ -18,6 +18,10 @@ namespace kvrelay::transport {
 struct UcxSettings {
   std::string interface;       // the only one that data crosses, for example "lo" or "eth1"
   uint64_t message_bytes = 0;  // of the largest message; it fits into one segment
+
+  // Of one segment with UCX's header and ours. A connection holds at most two: one that is being
+  // sent, one that is being received.
+  uint64_t segment_bytes() const { return message_bytes + 4096; }
 };
 
 // Why UCX cannot use the interface, or ok.

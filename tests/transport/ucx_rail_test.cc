@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/common/slowness.h"
 #include "tests/transport/ucx_rail_fixture.h"
 #include "transport/packed_wire.h"
 #include "transport/ucx_version.h"
@@ -249,6 +251,49 @@ TEST_F(UcxRailTest, ManyConnectionsLeaveNothingBehind) {
     EXPECT_EQ(owner->Receive(), "sent kOk");
   }
   EXPECT_TRUE(steady.control().RunUntil([&] { return descriptors() <= before; }, seconds(5)));
+}
+
+// Resident memory of this process, which is both sides of the connections.
+TEST_F(UcxRailTest, AConnectionTakesAtMostTheMemoryThatIsReported) {
+  if (tests::Slowness() > 1) GTEST_SKIP() << "a sanitizer has memory of its own";
+  constexpr uint64_t kPeers = 12;
+  const auto resident = [] {
+    uint64_t all = 0;
+    uint64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> all >> pages;
+    return pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  };
+  Node reader("ucx-rail", "", kKvBytes);
+  reader.Fill(1);
+  std::vector<std::unique_ptr<Node>> owners;
+  for (uint64_t i = 0; i < kPeers; ++i) {
+    owners.push_back(std::make_unique<Node>("ucx-rail", "", kKvBytes));
+    owners.back()->Fill(i);
+    owners.back()->StartLease(0);
+  }
+  const auto stream_from = [&](Node& owner) {
+    const PeerSpec spec = owner.Spec("owner");
+    const auto peer = reader.Connect(spec);
+    ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+    const Completion done = Receive(reader, *peer, 1, kAllChunks, Lease(spec, 0), [&] {
+      owner.transport().StartPackedSend(reader.Spec("reader"), 1, SendPlan(kAllChunks, kChunk),
+                                        owner.record(0), Lease(spec, 0), In(seconds(20)),
+                                        [](const Completion&) {});
+    });
+    ASSERT_TRUE(done.status.ok()) << done.status.ToString();
+  };
+  stream_from(*owners.front());  // pools and rings that do not depend on the number of peers
+  const uint64_t before = resident();
+  for (uint64_t i = 1; i < kPeers; ++i) stream_from(*owners[i]);
+  const uint64_t ring = CountersOf(reader)["ring_bytes"];
+  const uint64_t most = CountersOf(reader)["max_bytes_per_peer"];
+  EXPECT_EQ(CountersOf(reader)["connections"], kPeers);
+  const auto grown = static_cast<double>(resident() - std::min(before, resident()));
+  std::cout << "a connection took " << grown / 1024 / (kPeers - 1)
+            << " KiB on both sides together, with the owner's ring of " << ring / 1024
+            << " KiB; reported: at most " << most / 1024 << " KiB a side\n";
+  // UCX's pools on the owners' side grow by eight buffers at a time.
+  EXPECT_LT(grown / (kPeers - 1), static_cast<double>(ring + 2 * most + 16 * kChunk));
 }
 
 TEST_F(UcxRailTest, SleepsWhenNothingHappens) {

@@ -107,6 +107,15 @@ void AddPrefixes(Description& d, engine::Engine& engine) {
   }
 }
 
+void AddTransportCounters(Description& d, uint32_t rank, const agent::RankSnapshot& snapshot) {
+  for (const auto& [transport, counters] : snapshot.transports) {
+    for (const auto& [name, value] : counters) {
+      d.counters["kvrelay_transport_" + std::string(name) + "{path=\"" + std::string(transport) +
+                 "\",rank=\"" + std::to_string(rank) + "\"}"] = static_cast<double>(value);
+    }
+  }
+}
+
 void AddCounters(Description& d, engine::Engine& engine, agent::EngineAgent& agent) {
   for (const auto& [name, value] : agent.counters().Snapshot()) {
     d.counters[name] = static_cast<double>(value);
@@ -150,6 +159,7 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
   d.layout = DescribeLayout(snapshot.ranks.front().layout);
   for (uint32_t rank = 0; rank < snapshot.ranks.size(); ++rank) {
     AddRank(d, rank, snapshot.ranks[rank]);
+    AddTransportCounters(d, rank, snapshot.ranks[rank]);
   }
   d.blocks = {.total = engine.pool()->num_blocks(),
               .used = engine.pool()->used_blocks() -
