@@ -288,7 +288,8 @@ std::vector<uint32_t> Story::GenerateLocal(const Args& flags) {
 }
 
 Json Story::Inspect(const Daemon& daemon) {
-  const CliResult result = Cli({"inspect", daemon.endpoint(), "--json"});
+  const CliResult result = Cli({"inspect", daemon.endpoint(), "--json",
+                                "--timeout_ms=" + std::to_string(5000 * Slowness())});
   EXPECT_EQ(result.exit_code, 0) << daemon.name() << ": " << result.out << result.err;
   return result.exit_code == 0 ? result.json() : Json(nullptr);
 }
