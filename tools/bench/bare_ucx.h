@@ -166,7 +166,8 @@ inline BareUcx::Settings BareAmSettings(uint64_t message_bytes) {
           {"NET_DEVICES", "lo"},
           {"TCP_TX_SEG_SIZE", segment},
           {"TCP_RX_SEG_SIZE", segment},
-          {"RNDV_THRESH", "inf"}};
+          {"RNDV_THRESH", "inf"},
+          {"PROTO_ENABLE", "n"}};
 }
 
 }  // namespace kvrelay::bench
