@@ -63,7 +63,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   // Which of the peer's paths suits the part best, with room reserved where it needs some.
   Result<ReadyPeer::Path> ChoosePath(Part& part, const ReadyPeer& peer, const CopyPlan& whole);
   Status StartOneSided(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
-                       const proto::ClaimRank& rank);
+                       const proto::ClaimRank& rank, const CopyPlan& whole);
   Status StartPacked(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
                      const proto::ClaimRank& rank);
   transport::Done OnDone(const Part& part);

@@ -8,10 +8,13 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "kvcache/copy_host.h"
 #include "transport/mapped_address.h"
 #include "transport/mapped_listener.h"
 #include "transport/mapped_peer.h"
@@ -41,6 +44,8 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void Disconnect(PeerHandle peer) override;
   OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
             Done done) override;
+  std::optional<Completion> ReadNow(PeerHandle peer, const CopyPlan& plan,
+                                    const GuardRef& guard) override;
   OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
                           TimePoint deadline, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
@@ -74,6 +79,7 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   TimePoint Work(TimePoint now) override;
   void Finish() override;
   void OnPeerState(PeerHandle handle, Status status);
+  void SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory);
   void StartRead(OpId id, PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                  Done done);
   // Does a step of the first read that has something to do; false when none has.
@@ -102,6 +108,11 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   std::vector<uint64_t> local_bytes_;
   HostIdentity self_;
   Address address_;
+
+  // Any thread.
+  std::shared_mutex near_mutex_;
+  std::map<PeerHandle, std::shared_ptr<const MappedMemory>>
+      near_;  // of ready peers; under the mutex
 
   // Control thread.
   uint64_t next_id_ = 1;
@@ -171,6 +182,7 @@ void MappedTransport::Disconnect(PeerHandle handle) {
     deaths_.erase(it);
   }
   thread_->Post([this, handle] {
+    SetNear(handle, nullptr);
     FailReadsOf(handle, Status(Code::kCancelled, "disconnected"));
     peers_.erase(handle);
   });
@@ -184,6 +196,29 @@ OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Ti
         StartRead(id, peer, std::move(next), guard, deadline, std::move(done));
       });
   return id;
+}
+
+std::optional<Completion> MappedTransport::ReadNow(PeerHandle peer, const CopyPlan& plan,
+                                                   const GuardRef& guard) {
+  if (plan.src_bytes() > kSmallRead) return std::nullopt;
+  std::shared_ptr<const MappedMemory> memory;
+  {
+    const std::shared_lock lock(near_mutex_);
+    const auto it = near_.find(peer);
+    if (it == near_.end()) return std::nullopt;
+    memory = it->second;
+  }
+  Completion completion;
+  completion.status = CheckGuard(guard, memory->bytes);
+  if (completion.status.ok()) completion.status = plan.Validate(memory->bytes, local_bytes_);
+  if (!completion.status.ok()) return completion;
+  const auto* record =
+      reinterpret_cast<const LeaseRecord*>(memory->bases[guard.region] + guard.offset);
+  completion.before = record->ReadBefore();
+  ExecuteCopy(plan, memory->bases, local_bases_);
+  completion.after = record->ReadAfter();
+  completion.bytes = plan.bytes();
+  return completion;
 }
 
 OpId MappedTransport::StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation,
@@ -229,6 +264,10 @@ void MappedTransport::Finish() {
   for (auto& [handle, peer] : peers_) {
     if (peer.connected) OnPeerState(handle, status);
   }
+  {
+    const std::unique_lock lock(near_mutex_);
+    near_.clear();
+  }
   peers_.clear();
   listener_.reset();
 }
@@ -240,17 +279,28 @@ void MappedTransport::OnPeerState(PeerHandle handle, Status status) {
     if (!status.ok()) {
       result = Error(std::move(status));
       peer.over = true;
+    } else {
+      SetNear(handle, peer.way->memory());
     }
     options_.executor([connected = std::exchange(peer.connected, nullptr),
                        result = std::move(result)]() mutable { connected(std::move(result)); });
     return;
   }
   peer.over = true;
+  SetNear(handle, nullptr);
   LOG(INFO) << "mapped: " << peer.way->spec().name << ": " << status.message() << "; unmapped";
   FailReadsOf(handle, status.Wrap(peer.way->spec().name));
   options_.executor([death = peer.on_death] {
     if (const auto on_death = std::exchange(*death, nullptr)) on_death();
   });
+}
+
+void MappedTransport::SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory) {
+  std::shared_ptr<const MappedMemory> before;  // unmapped outside the lock
+  const std::unique_lock lock(near_mutex_);
+  std::shared_ptr<const MappedMemory>& near = near_[handle];
+  before = std::exchange(near, std::move(memory));
+  if (near == nullptr) near_.erase(handle);
 }
 
 void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard,
@@ -278,8 +328,8 @@ bool MappedTransport::StepRead(TimePoint now) {
   for (auto it = reads_.begin(); it != reads_.end(); ++it) {
     if (it->read.poll_at() > now) continue;
     const MappedPeer& way = *peers_.at(it->peer).way;
-    const MappedRead::State state =
-        it->read.Step({way.bases(), way.spec().region_bytes, local_bases_, local_bytes_}, now);
+    const MappedRead::State state = it->read.Step(
+        {way.memory()->bases, way.spec().region_bytes, local_bases_, local_bytes_}, now);
     if (state == MappedRead::State::kWaiting) continue;
     if (state == MappedRead::State::kBusy) {
       reads_.splice(reads_.end(), reads_, it);

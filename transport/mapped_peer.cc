@@ -51,9 +51,9 @@ Status MappedPeer::Connect() {
 }
 
 bool MappedPeer::PopulateNext() {
-  if (!ready_ || populated_ == regions_.size()) return false;
-  if (!regions_[populated_].PopulateNext(kPopulateBytes)) ++populated_;
-  return populated_ < regions_.size();
+  if (!ready_ || populated_ == memory_->regions.size()) return false;
+  if (!memory_->regions[populated_].PopulateNext(kPopulateBytes)) ++populated_;
+  return populated_ < memory_->regions.size();
 }
 
 void MappedPeer::OnReady() {
@@ -84,16 +84,16 @@ Status MappedPeer::ReceiveRegions() {
     if (batch.answer == mapped::Answer::kOtherIncarnation) {
       return Error(Code::kPeerUnreachable, "the owner was restarted: another incarnation answers");
     }
-    if (batch.total_regions != spec_.region_bytes.size() || batch.first_region != regions_.size() ||
-        batch.count == 0 || batch.count > batch.total_regions - batch.first_region ||
-        batch.count != fds.size()) {
+    if (batch.total_regions != spec_.region_bytes.size() ||
+        batch.first_region != memory_->regions.size() || batch.count == 0 ||
+        batch.count > batch.total_regions - batch.first_region || batch.count != fds.size()) {
       return Error(Code::kIncompatible, "the owner's socket offers " +
                                             std::to_string(batch.total_regions) +
                                             " regions, its description names " +
                                             std::to_string(spec_.region_bytes.size()));
     }
     for (uint32_t i = 0; i < batch.count; ++i) {
-      const size_t id = regions_.size();
+      const size_t id = memory_->regions.size();
       if (batch.bytes[i] != spec_.region_bytes[id]) {
         return Error(Code::kIncompatible,
                      "region " + std::to_string(id) + " has " + std::to_string(batch.bytes[i]) +
@@ -104,10 +104,11 @@ Status MappedPeer::ReceiveRegions() {
       if (!region.has_value()) {
         return Error(region.error().Wrap("region " + std::to_string(id)));
       }
-      bases_.push_back(region->data());
-      regions_.push_back(std::move(*region));
+      memory_->bases.push_back(region->data());
+      memory_->bytes.push_back(region->bytes());
+      memory_->regions.push_back(std::move(*region));
     }
-    ready_ = regions_.size() == spec_.region_bytes.size();
+    ready_ = memory_->regions.size() == spec_.region_bytes.size();
   }
 }
 
@@ -115,8 +116,7 @@ void MappedPeer::Fail(Status status) {
   if (fd_) loop_.Unwatch(fd_.get());
   fd_.Reset();
   ready_ = false;
-  bases_.clear();
-  regions_.clear();
+  memory_.reset();
   on_state_(std::move(status));
 }
 

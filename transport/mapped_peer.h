@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
-#include <span>
 #include <vector>
 
 #include "base/clock.h"
@@ -19,6 +17,14 @@
 #include "transport/transport.h"
 
 namespace kvrelay::transport {
+
+// One owner's regions, by RegionId, for as long as anybody holds them. Pages are populated under
+// its readers.
+struct MappedMemory {
+  std::vector<MappedRegion> regions;
+  std::vector<const std::byte*> bases;  // of the regions
+  std::vector<uint64_t> bytes;
+};
 
 // Transfer thread only. Connecting -> ready -> dead; the destructor closes and unmaps in each.
 class MappedPeer {
@@ -42,7 +48,8 @@ class MappedPeer {
 
   bool ready() const { return ready_; }
   const PeerSpec& spec() const { return spec_; }
-  std::span<const std::byte* const> bases() const { return bases_; }
+  // Once it is ready; it does not change any more. Null when the owner has ended.
+  std::shared_ptr<const MappedMemory> memory() const { return memory_; }
 
  private:
   Status Connect();
@@ -57,9 +64,8 @@ class MappedPeer {
   TimePoint retry_at_ = TimePoint::max();
   UniqueFd fd_;
   bool ready_ = false;
-  std::vector<MappedRegion> regions_;    // by RegionId
-  size_t populated_ = 0;                 // of them, wholly
-  std::vector<const std::byte*> bases_;  // of regions_
+  std::shared_ptr<MappedMemory> memory_ = std::make_shared<MappedMemory>();
+  size_t populated_ = 0;  // of its regions, wholly
 };
 
 }  // namespace kvrelay::transport

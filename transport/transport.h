@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -108,6 +109,9 @@ struct StreamPlan {
 // did `since` ago: short against the time that a step of it takes.
 Duration PollPause(Duration since);
 
+// Bytes that are copied in less time than it takes to wake another thread.
+inline constexpr uint64_t kSmallRead = 64 << 10;
+
 enum class Style : uint8_t { kOneSided, kPacked };
 
 // How well a transport moves a plan.
@@ -157,6 +161,13 @@ class Transport {
   // nothing to read.
   virtual OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                     Done done) = 0;
+
+  // kOneSided. The same of a small plan, done on the calling thread when it returns: any thread, at
+  // once, without the hops to the transport's thread and back. Nothing when this transport cannot,
+  // the plan reads more than kSmallRead, or the peer is not connected (any more): use Read.
+  virtual std::optional<Completion> ReadNow(PeerHandle, const CopyPlan&, const GuardRef&) {
+    return std::nullopt;
+  }
 
   // kPacked, reader: expects `stream` and unpacks its chunks, in the order in which they come, into
   // local regions (src region 0 = the chunk). Start it before the owner is asked to send. A chunk

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "tests/common/slowness.h"
 #include "tests/transport/child.h"
@@ -96,6 +97,44 @@ TEST_F(MappedTest, ReadsDataBetweenTwoReadsOfTheGuard) {
   const Completion late = Read(reader, *peer, Contiguous(0, 64), Node::guard(3));
   ASSERT_TRUE(late.status.ok());
   EXPECT_FALSE(GuardHolds(Lease(owner.Spec(""), 3), late.before, late.after));
+}
+
+TEST_F(MappedTest, ReadsASmallPlanOnTheCallingThreadAsLongAsTheOwnerLives) {
+  const auto owner = StartOwner(7);
+  owner->Send("start 3");
+  ASSERT_EQ(owner->Receive(), "ok");
+  Node reader("mapped", dir_.path(), kKvBytes);
+  const auto peer = reader.Connect(spec_);
+  ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+  Transport& transport = reader.transport();
+
+  const auto done = transport.ReadNow(*peer, Contiguous(0, 4096), Node::guard(3));
+  ASSERT_TRUE(done.has_value());
+  ASSERT_TRUE(done->status.ok()) << done->status.ToString();
+  EXPECT_EQ(done->bytes, 4096U);
+  EXPECT_TRUE(GuardHolds(Lease(spec_, 3), done->before, done->after));
+  EXPECT_EQ(reader.FirstWrong(7, 4096), std::nullopt);
+
+  EXPECT_FALSE(transport.ReadNow(*peer, Contiguous(0, kSmallRead + 1), Node::guard(3)));
+  EXPECT_FALSE(transport.ReadNow(*peer + 1, Contiguous(0, 64), Node::guard(3)));
+  const auto outside = transport.ReadNow(*peer, Contiguous(kKvBytes, 64), Node::guard(3));
+  ASSERT_TRUE(outside.has_value());
+  EXPECT_EQ(outside->status.code(), Code::kInvalidArgument);
+
+  owner->Send("end 3");
+  ASSERT_EQ(owner->Receive(), "ok");
+  const auto late = transport.ReadNow(*peer, Contiguous(0, 64), Node::guard(3));
+  ASSERT_TRUE(late.has_value());
+  EXPECT_FALSE(GuardHolds(Lease(spec_, 3), late->before, late->after));
+
+  // While threads read, the owner dies: they see its memory or nothing, and then nothing.
+  std::thread other([&] {
+    while (transport.ReadNow(*peer, Contiguous(0, 4096), Node::guard(3))) {
+    }
+  });
+  owner->KillAndWait();
+  other.join();
+  EXPECT_FALSE(transport.ReadNow(*peer, Contiguous(0, 64), Node::guard(3)));
 }
 
 TEST_F(MappedTest, ReadsFromAnotherProcess) {
