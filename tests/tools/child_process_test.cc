@@ -35,6 +35,16 @@ TEST(ChildProcessTest, ReadsLinesAndTheRest) {
   EXPECT_EQ(child.Wait(5s).value().ToString(), "exit code 0");
 }
 
+TEST(ChildProcessTest, TakesLinesAndNoticesThatNobodyDoesAnyMore) {
+  PrepareStandardStreams();  // a closed pipe is no signal
+  ChildProcess child = Shell("read a; read b; echo $b $a", {.stdin_pipe = true});
+  EXPECT_TRUE(child.Write("world\nhello\n").ok());
+  EXPECT_EQ(child.ReadLine(5s).value(), "hello world");
+  EXPECT_TRUE(child.Wait(5s).has_value());
+  EXPECT_EQ(child.Write("more\n").code(), Code::kPeerUnreachable);
+  EXPECT_EQ(Shell("true").Write("x").code(), Code::kInvalidArgument);
+}
+
 TEST(ChildProcessTest, TheLastLineNeedsNoNewline) {
   ChildProcess child = Shell("printf last");
   EXPECT_EQ(child.ReadLine(5s).value(), "last");

@@ -31,10 +31,7 @@
 #include "kvcache/copy_host.h"
 #include "kvcache/plan_pull.h"
 #include "kvcache/region.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "tools/common/scattered_copy.h"
 
 namespace kvrelay {
 namespace {
@@ -68,35 +65,6 @@ double Seconds(const std::function<void()>& fn) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-template <typename Copy>
-void EachSlice(const std::vector<CopySegment>& segments, uint64_t slice, Copy&& copy) {
-  const uint64_t grain = std::max<uint64_t>(1, (uint64_t{1} << 20) / slice);
-  ParallelFor(segments.size(), grain, [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      // The source of the slice some 2 KiB ahead.
-      const size_t ahead = std::min(end - 1, i + 1 + 2048 / slice);
-      copy(segments[i], segments[ahead]);
-    }
-  });
-}
-
-void StreamSlice(std::byte* dst, const std::byte* src, const std::byte* next, uint64_t bytes) {
-#if defined(__SSE2__)
-  for (uint64_t at = 0; at < bytes; at += 64) {
-    _mm_prefetch(
-        reinterpret_cast<const char*>(at + 2048 < bytes ? src + at + 2048 : next + at % 4096),
-        _MM_HINT_T0);
-    for (uint64_t i = at; i < at + 64; i += 16) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(dst + i),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i)));
-    }
-  }
-#else
-  (void)next;
-  std::memcpy(dst, src, bytes);
-#endif
-}
-
 class Bench {
  public:
   Bench(const Options& options, const MappedRegion& src, const Region& dst)
@@ -114,17 +82,11 @@ class Bench {
     plan.segments.resize(slices);
     std::vector<Way> ways;
     ways.push_back({"memcpy", [&, slice] {
-                      EachSlice(plan.segments, slice,
-                                [&](const CopySegment& s, const CopySegment&) {
-                                  std::memcpy(dst_.data() + s.dst, src_.data() + s.src, slice);
-                                });
+                      tools::CopySlices(plan.segments, slice, src_.data(), dst_.data());
                     }});
-    ways.push_back(
-        {"loop, non-temporal", [&, slice] {
-           EachSlice(plan.segments, slice, [&](const CopySegment& s, const CopySegment& n) {
-             StreamSlice(dst_.data() + s.dst, src_.data() + s.src, src_.data() + n.src, slice);
-           });
-         }});
+    ways.push_back({"loop, non-temporal", [&, slice] {
+                      tools::StreamSlices(plan.segments, slice, src_.data(), dst_.data());
+                    }});
     ways.push_back({"ExecuteCopy", [&] { ExecuteCopy(plan, src_bases_, dst_bases_); }});
     std::vector<CopyPlan> casts;
     if (options_.casts) {

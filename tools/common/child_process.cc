@@ -102,8 +102,17 @@ Result<ChildProcess> ChildProcess::Start(const ChildOptions& options) {
   UniqueFd failure_read(failure_pipe[0]);
   UniqueFd failure_write(failure_pipe[1]);
 
-  const UniqueFd in(::open(options.stdin_path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!in.valid()) return Error(SystemError(options.stdin_path));
+  UniqueFd in_write;
+  UniqueFd in;
+  if (options.stdin_pipe) {
+    std::array<int, 2> in_pipe = {-1, -1};
+    if (::pipe2(in_pipe.data(), O_CLOEXEC) != 0) return Error(SystemError("pipe"));
+    in = UniqueFd(in_pipe[0]);
+    in_write = UniqueFd(in_pipe[1]);
+  } else {
+    in = UniqueFd(::open(options.stdin_path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!in.valid()) return Error(SystemError(options.stdin_path));
+  }
   if (!options.stdout_path.empty()) {
     out_read.Reset();
     out_write = OpenToAppend(options.stdout_path);
@@ -133,6 +142,7 @@ Result<ChildProcess> ChildProcess::Start(const ChildOptions& options) {
 
   ChildProcess child;
   child.pid_ = pid;
+  child.stdin_ = std::move(in_write);
   child.stdout_ = std::move(out_read);
   // Both sides set it: whoever is first.
   ::setpgid(pid, pid);
@@ -151,6 +161,7 @@ Result<ChildProcess> ChildProcess::Start(const ChildOptions& options) {
 
 ChildProcess::ChildProcess(ChildProcess&& other) noexcept
     : pid_(std::exchange(other.pid_, -1)),
+      stdin_(std::move(other.stdin_)),
       stdout_(std::move(other.stdout_)),
       unread_(std::move(other.unread_)),
       exit_(other.exit_) {}
@@ -159,6 +170,7 @@ ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
   if (this != &other) {
     Kill();
     pid_ = std::exchange(other.pid_, -1);
+    stdin_ = std::move(other.stdin_);
     stdout_ = std::move(other.stdout_);
     unread_ = std::move(other.unread_);
     exit_ = other.exit_;
@@ -167,6 +179,17 @@ ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
 }
 
 ChildProcess::~ChildProcess() { Kill(); }
+
+Status ChildProcess::Write(std::string_view text) {
+  if (!stdin_.valid()) return {Code::kInvalidArgument, "the child's stdin is no pipe of ours"};
+  while (!text.empty()) {
+    const ssize_t written = ::write(stdin_.get(), text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return {Code::kPeerUnreachable, "the child has closed its stdin"};
+    text.remove_prefix(static_cast<size_t>(written));
+  }
+  return {};
+}
 
 Result<bool> ChildProcess::ReadMore(TimePoint until) {
   for (;;) {

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct ChildOptions {
   std::vector<std::pair<std::string, std::string>> environment = {};  // on top of ours
   bool without_kvrelay_environment = true;  // KVRELAY_* of ours are not handed down
   std::string stdin_path = "/dev/null";
+  bool stdin_pipe = false;          // instead: see Write
   std::string stdout_path = {};     // a file to append to; empty: a pipe, see ReadLine
   std::string stderr_path = {};     // a file to append to; empty: ours
   std::string working_folder = {};  // empty: ours
@@ -47,6 +49,9 @@ class ChildProcess {
 
   pid_t pid() const { return pid_; }
 
+  // To its stdin; returns when the child has taken all but what a pipe holds. kPeerUnreachable when
+  // it has closed it, kInvalidArgument without stdin_pipe.
+  Status Write(std::string_view text);
   // The next line of its stdout without the newline. kDeadlineExceeded; kPeerUnreachable when
   // stdout ended first, after a last line without a newline has been returned.
   Result<std::string> ReadLine(Duration at_most);
@@ -67,6 +72,7 @@ class ChildProcess {
   Result<bool> ReadMore(TimePoint until);
 
   pid_t pid_ = -1;
+  UniqueFd stdin_;
   UniqueFd stdout_;
   std::string unread_;
   std::optional<ExitStatus> exit_;

@@ -14,5 +14,6 @@ int InspectCommand(CommandArgs args);
 int HealthCommand(CommandArgs args);
 int PingCommand(CommandArgs args);
 int DemoCommand(CommandArgs args);
+int BenchCommand(CommandArgs args);
 
 }  // namespace kvrelay::tools
