@@ -16,6 +16,9 @@ using ::testing::IsSupersetOf;
 
 class Bench : public Story {
  protected:
+  void SetUp() override {
+    if (Slowness() > 1) GTEST_SKIP() << "a benchmark under a sanitizer measures nothing";
+  }
   Json Run(Args args) {
     args.insert(args.begin(), "bench");
     args.push_back("--json");
