@@ -28,11 +28,11 @@ class Claims {
 
   // From now on heartbeats name the lease. `lost` runs at most once, when the owner says that it
   // ended or that it restarted.
-  void Hold(const OwnerKey& owner, const LeaseId& lease, Duration ttl,
+  void Hold(const OwnerKey& key, const LeaseId& lease, Duration ttl,
             std::function<void(Status)> lost);
   // Stops naming it and tells the owner so (also when no claim was ever answered): batched,
   // repeated until acknowledged or until the owner must have ended it by itself.
-  void Release(const OwnerKey& owner, const LeaseId& lease);
+  void Release(const OwnerKey& key, const LeaseId& lease);
 
   size_t held() const;
   size_t unacknowledged() const;  // releases

@@ -51,9 +51,9 @@ class OwnerLeader {
   void Offer(OfferRequest request, std::function<void(Result<LeaseId>)> offered);
   // The KV is complete and published on all ranks: from now on an unclaimed lease lives for its
   // TTL.
-  void MarkFinished(const LeaseId& lease);
+  void MarkFinished(const LeaseId& id);
   // The engine withdraws a lease: prefill failed or was cancelled. Unknown ids are ignored.
-  void Withdraw(const LeaseId& lease, const std::string& reason);
+  void Withdraw(const LeaseId& id, const std::string& reason);
   // How many there were.
   size_t WithdrawAll(const std::string& reason);
 
