@@ -65,13 +65,11 @@ Result<proto::ClaimReply> OwnerLeader::MakeClaim(const proto::Claim& claim) {
   lease->state = State::kClaimed;
   ArmTimer(*lease);
 
-  proto::ClaimReply reply{
-      .blocks = {lease->offer.blocks.blocks().begin(), lease->offer.blocks.blocks().end()},
-      .first_token = lease->offer.first_token,
-      .tokens = lease->offer.tokens,
-      .block_size = options_.block_size,
-      .ranks = {},
-      .ttl_ms = static_cast<uint32_t>(ToMillis(options_.ttl))};
+  proto::ClaimReply reply{.tables = lease->offer.blocks.tables(),
+                          .first_token = lease->offer.first_token,
+                          .tokens = lease->offer.tokens,
+                          .ranks = {},
+                          .ttl_ms = static_cast<uint32_t>(ToMillis(options_.ttl))};
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
     reply.ranks.push_back({.endpoint = ranks_.endpoints()[rank],
                            .rank = static_cast<uint32_t>(rank),

@@ -20,6 +20,12 @@ std::string WithoutPort(const std::string& endpoint) {
   return colon == std::string::npos || colon < 6 ? "" : endpoint.substr(0, colon);
 }
 
+std::string ModelText(const std::string& name, const RankCache& cache) {
+  return name + ": " + std::to_string(cache.shard.total_layers) + " layers x " +
+         std::to_string(cache.shard.total_heads) + " KV heads x " +
+         std::to_string(cache.layout.head_dim);
+}
+
 std::string PortOf(const std::string& endpoint) { return endpoint.substr(endpoint.rfind(':') + 1); }
 
 }  // namespace
@@ -57,6 +63,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                                         std::to_string(caches.size()) +
                                         " ranks: an endpoint looks like tcp://127.0.0.1:7600"};
   }
+  model_text_ = ModelText(options_.model_name, caches.front());
   std::vector<std::string> endpoints;
   std::vector<KvShard> shards;
   for (uint32_t rank = 0; rank < caches.size(); ++rank) {
@@ -84,24 +91,21 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
   links_ = std::make_unique<RankLinks>(env(), incarnation_, endpoints);
   owner_ = std::make_unique<OwnerLeader>(env(), *links_,
                                          OwnerOptions{.model = options_.model,
-                                                      .block_size = options_.block_size,
                                                       .rank_shards = shards,
                                                       .ttl = options_.lease_ttl,
                                                       .cap = options_.lease_cap,
                                                       .max_leases = options_.record_slots});
   claims_ = std::make_unique<Claims>(env(), EngineKey{options_.engine, incarnation_});
-  reader_ = std::make_unique<ReaderContext>(ReaderContext{.env = env(),
-                                                          .claims = *claims_,
-                                                          .ranks = *links_,
-                                                          .model = options_.model,
-                                                          .block_size = options_.block_size});
-  prefix_table_ = std::make_unique<PrefixTable>(*reader_, prefixes, *pool_);
+  reader_ = std::make_unique<ReaderContext>(
+      ReaderContext{.env = env(), .claims = *claims_, .ranks = *links_, .model = options_.model});
+  prefix_table_ = std::make_unique<PrefixTable>(*reader_, prefixes, *pool_, options_.block_size);
   prefills_ = std::make_unique<PrefillPool>(env().clock, options_.prefill);
   rpc().Handle(proto::Type::kPing, [this](std::string_view, const ResponderPtr& responder) {
     responder->Reply(proto::Encode(proto::PingReply{.engine = options_.engine,
                                                     .incarnation = incarnation_,
                                                     .version = std::string(GetBuildInfo().version),
                                                     .model = options_.model,
+                                                    .model_text = model_text_,
                                                     .draining = draining_}),
                      false);
   });
@@ -139,9 +143,9 @@ void EngineAgent::Probe(const std::string& endpoint, Duration pause) {
           next = pause;
           next_pause = std::min(pause * 2, kLongestProbePause);
         } else if (ping->model != options_.model) {
-          prefills_->SetState(
-              endpoint, State::kIncompatible,
-              "model there " + ping->model.ToHex() + ", here " + options_.model.ToHex());
+          prefills_->SetState(endpoint, State::kIncompatible,
+                              "model there " + ping->model.ToHex() + " (" + ping->model_text +
+                                  "), here " + options_.model.ToHex() + " (" + model_text_ + ")");
         } else {
           prefills_->SetIncarnation(endpoint, ping->incarnation);
           prefills_->SetState(endpoint, ping->draining ? State::kDraining : State::kReady, "");

@@ -78,7 +78,7 @@ class EngineAgent {
   std::shared_ptr<ProgressWriter> Writer(uint32_t rank, const LeaseId& lease) const {
     return ranks_[rank]->Writer(lease);
   }
-  uint32_t tp_size() const { return static_cast<uint32_t>(ranks_.size()); }
+  uint32_t num_ranks() const { return static_cast<uint32_t>(ranks_.size()); }
   // Collects from all control threads; `done` runs on the leader's.
   void Describe(std::function<void(EngineSnapshot)> done);
 
@@ -106,6 +106,7 @@ class EngineAgent {
   const std::shared_ptr<BlockPool> pool_;
   Counters counters_;
   std::string endpoint_;
+  std::string model_text_;  // as in PingReply
   bool draining_ = false;
   std::vector<std::unique_ptr<RankAgent>> ranks_;
   // The leader's parts, all on rank 0's control thread.

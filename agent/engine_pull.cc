@@ -46,20 +46,11 @@ void EnginePull::Start() {
 
 Status EnginePull::CheckClaim(const proto::ClaimReply& claim) const {
   const proto::TicketPart& part = request_.part;
-  if (claim.block_size != context_.block_size) {
-    return {Code::kIncompatible, Who() + " does not fit: block size there " +
-                                     std::to_string(claim.block_size) + ", here " +
-                                     std::to_string(context_.block_size)};
-  }
-  const uint64_t capacity = uint64_t{claim.blocks.size()} * claim.block_size;
-  if (claim.first_token != part.first_token || claim.tokens != part.tokens ||
-      capacity < claim.tokens) {
+  if (claim.first_token != part.first_token || claim.tokens != part.tokens) {
     return {Code::kIncompatible,
-            Who() + " answered the claim with " + std::to_string(claim.blocks.size()) +
-                " blocks of " + std::to_string(claim.block_size) + " for tokens [" +
-                std::to_string(claim.first_token) + ", +" + std::to_string(claim.tokens) +
-                "); the ticket says [" + std::to_string(part.first_token) + ", +" +
-                std::to_string(part.tokens) + ")"};
+            Who() + " answered the claim with tokens [" + std::to_string(claim.first_token) +
+                ", +" + std::to_string(claim.tokens) + "); the ticket says [" +
+                std::to_string(part.first_token) + ", +" + std::to_string(part.tokens) + ")"};
   }
   if (claim.ranks.empty() || claim.ranks.size() > kMaxRanks) {
     return {Code::kIncompatible,
@@ -102,18 +93,16 @@ void EnginePull::SendPulls() {
   const auto left =
       static_cast<uint32_t>(std::max<double>(1, ToMillis(request_.deadline - env.clock.Now())));
   const proto::TicketPart& part = request_.part;
-  const proto::Pull pull{
-      .leader = context_.ranks.leader(),
-      .number = number_,
-      .peer_front = request_.owner.front,
-      .owner = request_.owner_engine,
-      .lease = part.lease,
-      .hash = part.hash,
-      .claim = claim_,
-      .tokens = {part.first_token, part.first_token + part.tokens},
-      .own_blocks = {request_.blocks.blocks().begin(), request_.blocks.blocks().end()},
-      .own_first_token = request_.first_token,
-      .timeout_ms = left};
+  const proto::Pull pull{.leader = context_.ranks.leader(),
+                         .number = number_,
+                         .peer_front = request_.owner.front,
+                         .owner = request_.owner_engine,
+                         .lease = part.lease,
+                         .hash = part.hash,
+                         .claim = claim_,
+                         .tokens = {part.first_token, part.first_token + part.tokens},
+                         .own_tables = request_.blocks.tables(),
+                         .timeout_ms = left};
   const std::string body = proto::Encode(pull);
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
     ranks_[rank].asked = true;
@@ -169,7 +158,7 @@ void EnginePull::Fail(const Status& status) {
   claim_call_.reset();
   // Also without an answer to the claim: it may have been made.
   context_.claims.Release(request_.owner, request_.part.lease);
-  context_.quarantined_blocks += request_.blocks.size();
+  context_.quarantined_blocks += request_.blocks.num_blocks();
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
     if (ranks_[rank].pull != 0) context_.env.rpc.Abandon(std::exchange(ranks_[rank].pull, 0));
     if (ranks_[rank].asked) {
@@ -206,7 +195,7 @@ void EnginePull::SendDrop(size_t rank) {
 
 void EnginePull::DrainIfDropped() {
   if (!std::ranges::all_of(ranks_, [](const OnRank& r) { return r.dropped; })) return;
-  context_.quarantined_blocks -= request_.blocks.size();
+  context_.quarantined_blocks -= request_.blocks.num_blocks();
   request_.blocks.Reset();
   events_.drained();
 }

@@ -12,7 +12,7 @@
 #include "agent/claims.h"
 #include "agent/env.h"
 #include "agent/rank_links.h"
-#include "kvcache/block_pool.h"
+#include "kvcache/held_tables.h"
 
 namespace kvrelay::agent {
 
@@ -22,7 +22,6 @@ struct ReaderContext {
   Claims& claims;
   RankLinks& ranks;
   ContentHash model;
-  uint32_t block_size = 0;
   uint64_t next_pull_number = 1;
   uint64_t quarantined_blocks =
       0;  // destinations of failed pulls that ranks have not given back yet
@@ -42,8 +41,7 @@ struct EnginePullRequest {
   OwnerKey owner;
   EngineId owner_engine;
   proto::TicketPart part;
-  BlockTable blocks;         // ours; held until drained
-  uint32_t first_token = 0;  // of `blocks`
+  HeldTables blocks;  // ours; held until drained
   TimePoint deadline;
 };
 

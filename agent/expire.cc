@@ -110,7 +110,7 @@ std::vector<OwnerLeader::LeaseInfo> OwnerLeader::List() const {
                     .state = kNames[static_cast<size_t>(lease.state)],
                     .prefix = lease.offer.prefix,
                     .tokens = lease.offer.tokens,
-                    .blocks = static_cast<uint32_t>(lease.offer.blocks.size()),
+                    .blocks = static_cast<uint32_t>(lease.offer.blocks.num_blocks()),
                     .readers = static_cast<uint32_t>(lease.claims.size()),
                     .left = std::max(Duration{}, Duration(NextExpiry(lease) - env_.clock.Now()))});
   }

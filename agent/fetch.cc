@@ -72,6 +72,7 @@ void Fetch::Try() {
   const proto::Prefill prefill{.request_id = request_.request_id,
                                .system_ids = request_.system_ids,
                                .token_ids = request_.token_ids,
+                               .prefix_tokens = request_.prefix_tokens,
                                .model = context_.model,
                                .timeout_ms = left};
   call_ = env.rpc.Call(endpoint_, proto::Type::kPrefill, proto::Encode(prefill), request_.deadline,
@@ -108,8 +109,7 @@ Status Fetch::CheckTicket(const proto::Ticket& ticket) const {
                                      std::to_string(ticket.prompt.tokens) + " tokens behind " +
                                      std::to_string(shared) + " shared ones; the request has " +
                                      std::to_string(tokens() - request_.prefix_tokens) +
-                                     " behind " + std::to_string(request_.prefix_tokens) +
-                                     " (do both sides use the same block size?)"};
+                                     " behind " + std::to_string(request_.prefix_tokens)};
   }
   return Status::Ok();
 }

@@ -19,8 +19,8 @@ struct FetchRequest {
   std::vector<uint32_t> token_ids;
   ContentHash prompt_hash;             // what the ticket must say
   ContentHash prefix_hash;             // zero when nothing is shared
-  uint32_t prefix_tokens = 0;          // whole blocks
-  std::function<BlockTable()> blocks;  // another share of the destination blocks, for each try
+  uint32_t prefix_tokens = 0;          // whole blocks of ours
+  std::function<HeldTables()> blocks;  // another share of the destination blocks, for each try
   TimePoint deadline;
 };
 

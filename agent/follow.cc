@@ -29,8 +29,8 @@ uint32_t UnitOf(const KvLayout& layout) {
 }
 
 struct Following {
-  FollowSide owner;
-  FollowSide reader;
+  OwnedSide owner;
+  OwnedSide reader;
   PullSource source;
   GuardExpectation want;
   PullFrontier frontier;
@@ -39,7 +39,7 @@ struct Following {
     if (!IsLease(want, words)) return Error(Code::kStaleRead, "the lease has ended");
     transport::Portion portion;
     if (const auto piece = frontier.Next(Progress::Unpack(words.w1))) {
-      const uint32_t first = owner.shard.layer_begin;
+      const uint32_t first = owner.shard().layer_begin;
       KVRELAY_ASSIGN_OR_RETURN(
           portion.plan,
           PlanPull(owner.view(), reader.view(), source.head_begin, source.head_end, piece->tokens,
@@ -52,9 +52,9 @@ struct Following {
 
 }  // namespace
 
-transport::NextPortion Follow(FollowSide owner, FollowSide reader, const PullSource& source,
+transport::NextPortion Follow(OwnedSide owner, OwnedSide reader, const PullSource& source,
                               TokenRange tokens, const GuardExpectation& want) {
-  PullFrontier frontier(Everything(owner.shard, reader.shard, tokens), UnitOf(owner.layout));
+  PullFrontier frontier(Everything(owner.shard(), reader.shard(), tokens), UnitOf(owner.layout()));
   auto following = std::make_shared<Following>(
       Following{std::move(owner), std::move(reader), source, want, std::move(frontier)});
   return [following](const GuardWords& words) { return following->Next(words); };

@@ -121,43 +121,23 @@ void PeerTable::OnMeta(const std::shared_ptr<Peer>& peer, const Result<std::stri
   TryPath(peer, 0);
 }
 
-// Both sides' values are in each message: whoever reads it knows which daemon to restart with which
-// flag.
+// Whether the two caches can be pulled between is CheckServable's judgement alone; here is what it
+// relies on, and that what the peer says of itself can be true.
 Status PeerTable::CheckCompatible(const proto::Meta& meta, const std::string& who) const {
-  const auto differ = [&who](const std::string& what, const std::string& theirs,
-                             const std::string& ours) {
-    return Status(Code::kIncompatible,
-                  who + " does not fit: " + what + " there " + theirs + ", here " + ours);
-  };
-  const KvLayout& a = meta.layout;
-  const KvLayout& b = identity_.layout;
   if (meta.model != identity_.model) {
-    return differ("model", meta.model_name + " " + meta.model.ToHex(),
-                  identity_.model_name + " " + identity_.model.ToHex());
+    const auto text = [](const std::string& name, const ContentHash& model,
+                         const KvLayout& layout) {
+      return name + " " + model.ToHex() + " (" + layout.ToString() + ")";
+    };
+    return {Code::kIncompatible, who + " does not fit: model there " +
+                                     text(meta.model_name, meta.model, meta.layout) + ", here " +
+                                     text(identity_.model_name, identity_.model, identity_.layout)};
   }
-  if (a.dtype != b.dtype) {
-    return differ("KV dtype", std::string(DTypeName(a.dtype)), std::string(DTypeName(b.dtype)));
-  }
-  if (a.block_size != b.block_size) {
-    return differ("block size", std::to_string(a.block_size), std::to_string(b.block_size));
-  }
-  if (a.head_dim != b.head_dim || a.has_v() != b.has_v()) {
-    return differ("cache", a.ToString(), b.ToString());
-  }
-  if (meta.shard.total_layers != identity_.shard.total_layers ||
-      meta.shard.total_heads != identity_.shard.total_heads) {
-    return differ("shape", meta.shard.ToString(), identity_.shard.ToString());
-  }
-  KVRELAY_RETURN_IF_ERROR(meta.shard.Validate().Wrap(who));
-  if (a.layers() != meta.shard.layer_count || a.kv_heads != meta.shard.head_count) {
-    return {Code::kIncompatible,
-            who + " contradicts itself: " + a.ToString() + " as " + meta.shard.ToString()};
-  }
+  KVRELAY_RETURN_IF_ERROR(CheckServable(meta.layout, meta.shard, identity_.layout, identity_.shard)
+                              .Wrap(who + " does not fit"));
   std::vector<uint64_t> region_bytes;
   for (const proto::RegionInfo& region : meta.regions) region_bytes.push_back(region.bytes);
-  KVRELAY_RETURN_IF_ERROR(a.Validate(region_bytes).Wrap(who));
-  KVRELAY_RETURN_IF_ERROR(
-      CheckServable(a, meta.shard, b, identity_.shard).Wrap(who + " does not fit"));
+  KVRELAY_RETURN_IF_ERROR(meta.layout.Validate(region_bytes).Wrap(who));
   if (meta.table_hash_key.size() != HashKey{}.size() || meta.record_region >= region_bytes.size() ||
       uint64_t{meta.record_slots} * sizeof(LeaseRecord) > region_bytes[meta.record_region]) {
     return {Code::kIncompatible, who + " describes lease records that do not exist"};

@@ -20,7 +20,6 @@ void Load::Start() {
                         .owner_engine = ticket.owner,
                         .part = ticket.prompt,
                         .blocks = std::move(request_.blocks),
-                        .first_token = ticket.prompt.first_token,
                         .deadline = request_.deadline},
       EnginePull::Events{.finished =
                              [weak = weak_from_this()](const Result<PullStats>& stats) {

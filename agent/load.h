@@ -12,7 +12,7 @@ namespace kvrelay::agent {
 
 struct LoadRequest {
   proto::Ticket ticket;
-  BlockTable blocks;  // for the ticket's own part; held until drained
+  HeldTables blocks;  // for the ticket's own part; held until drained
   TimePoint deadline;
 };
 

@@ -79,7 +79,7 @@ void OwnerLeader::StartOnRank(Lease& lease, size_t rank) {
   const proto::Start start{.leader = ranks_.leader(),
                            .rank_incarnation = ranks_.incarnation(rank),
                            .lease = lease.id,
-                           .blocks = {offer.blocks.blocks().begin(), offer.blocks.blocks().end()},
+                           .tables = offer.blocks.tables(),
                            .first_token = offer.first_token,
                            .tokens = offer.tokens,
                            .prompt_hash = offer.hash,

@@ -19,13 +19,12 @@
 #include "agent/call.h"
 #include "agent/env.h"
 #include "agent/rank_links.h"
-#include "kvcache/block_pool.h"
+#include "kvcache/held_tables.h"
 
 namespace kvrelay::agent {
 
 struct OwnerOptions {
   ContentHash model;
-  uint32_t block_size = 0;
   std::vector<KvShard> rank_shards;  // by rank
   Duration ttl = Millis(30'000);   // without a claim since the KV was finished; without a heartbeat
   Duration cap = Millis(600'000);  // of any lease since its offer
@@ -33,7 +32,7 @@ struct OwnerOptions {
 };
 
 struct OfferRequest {
-  BlockTable blocks;  // hold tokens [first_token, first_token + tokens)
+  HeldTables blocks;  // hold tokens [first_token, first_token + tokens), and maybe more
   uint32_t first_token = 0;
   uint32_t tokens = 0;
   ContentHash hash;

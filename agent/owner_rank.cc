@@ -5,6 +5,7 @@
 
 #include "agent/decode_request.h"
 #include "agent/table_hash.h"
+#include "kvcache/owned_side.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
@@ -92,23 +93,17 @@ Result<proto::StartReply> OwnerRank::StartLease(const proto::Start& start) {
   if (const auto it = held_.find(start.lease); it != held_.end()) {
     return proto::StartReply{.slot = it->second.slot, .epoch = it->second.epoch};
   }
-  const uint64_t capacity = uint64_t{identity_.layout.block_size} * start.blocks.size();
-  const bool in_range = std::ranges::all_of(
-      start.blocks, [this](BlockId block) { return block < identity_.layout.num_blocks; });
-  if (start.tokens == 0 || start.tokens > capacity || !in_range ||
-      start.first_token % identity_.layout.block_size != 0) {
-    return Error(Code::kInvalidArgument, "START: " + std::to_string(start.blocks.size()) +
-                                             " blocks do not hold tokens [" +
-                                             std::to_string(start.first_token) + ", +" +
-                                             std::to_string(start.tokens) + ")");
-  }
+  if (start.tokens == 0) return Error(Code::kInvalidArgument, "START: a lease on no tokens");
+  const OwnedSide side(identity_.layout, identity_.shard, start.tables);
+  KVRELAY_RETURN_IF_ERROR(
+      CheckTables("START", side.view(), {start.first_token, start.first_token + start.tokens}));
   KVRELAY_ASSIGN_OR_RETURN(const uint32_t slot, TakeSlot());
   Held held{.slot = slot,
             .epoch = next_epoch_++,
-            .blocks = start.blocks,
+            .tables = start.tables,
             .first_token = start.first_token,
             .tokens = start.tokens,
-            .table_hash = TableHash(table_key_, start.blocks, start.prompt_hash, start.first_token,
+            .table_hash = TableHash(table_key_, start.tables, start.prompt_hash, start.first_token,
                                     start.tokens)};
   LeaseRecord& record = memory_.records[slot];
   record.Start(held.epoch, identity_.incarnation, held.table_hash);

@@ -76,7 +76,7 @@ class OwnerRank {
   struct Held {
     uint32_t slot = 0;
     uint64_t epoch = 0;
-    std::vector<BlockId> blocks;
+    std::vector<KvTable> tables;
     uint32_t first_token = 0;
     uint32_t tokens = 0;
     uint64_t table_hash = 0;

@@ -5,6 +5,7 @@
 
 #include "agent/decode_request.h"
 #include "agent/owner_rank.h"
+#include "kvcache/owned_side.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
@@ -72,35 +73,26 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
     return responder->Fail(
         {Code::kIncompatible, "PACKED_READ: no packed transport '" + read->transport + "' here"});
   }
-  auto chunks =
-      StreamChunks::Make(read->shape, read->chunk_bytes,
-                         StreamScales(read->shape, {identity_.layout, identity_.shard, {}}));
-  if (!chunks.has_value()) return responder->Fail(chunks.error());
-
   const Held& held = held_.at(read->lease);
   // The plan runs on the transfer thread after the lease may have ended: it holds what it needs by
   // value.
   struct Source {
+    OwnedSide side;
     StreamChunks chunks;
-    KvLayout layout;
-    KvShard shard;
-    std::vector<BlockId> blocks;
-    uint32_t first_token;
   };
-  auto source = std::make_shared<const Source>(
-      Source{*chunks, identity_.layout, identity_.shard, held.blocks, held.first_token});
-  const PullSide side{source->layout, source->shard, {source->blocks, source->first_token}};
-  if (const auto first = source->chunks.PlanPack(side, 0); !first.has_value()) {
+  OwnedSide side(identity_.layout, identity_.shard, held.tables);
+  const auto chunks =
+      StreamChunks::Make(read->shape, read->chunk_bytes, StreamScales(read->shape, side.view()));
+  if (!chunks.has_value()) return responder->Fail(chunks.error());
+  const auto source = std::make_shared<const Source>(Source{std::move(side), *chunks});
+  if (const auto first = source->chunks.PlanPack(source->side.view(), 0); !first.has_value()) {
     return responder->Fail(first.error().Wrap("PACKED_READ"));
   }
   transport::StreamPlan plan{
       .chunks = chunks->count(),
       .max_chunk_bytes = read->chunk_bytes,
       .plan_chunk =
-          [source](uint32_t chunk) {
-            return source->chunks.PlanPack(
-                {source->layout, source->shard, {source->blocks, source->first_token}}, chunk);
-          },
+          [source](uint32_t chunk) { return source->chunks.PlanPack(source->side.view(), chunk); },
       .extent_of = [source, first = identity_.shard.layer_begin](
                        uint32_t chunk) { return source->chunks.ExtentOf(chunk, first); }};
   const GuardExpectation want{.epoch = held.epoch,

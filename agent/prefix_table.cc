@@ -5,8 +5,9 @@
 
 namespace kvrelay::agent {
 
-PrefixTable::PrefixTable(ReaderContext& context, SystemPrefixStore& store, BlockPool& pool)
-    : context_(context), store_(store), pool_(pool) {}
+PrefixTable::PrefixTable(ReaderContext& context, SystemPrefixStore& store, BlockPool& pool,
+                         uint32_t block_size)
+    : context_(context), store_(store), pool_(pool), block_size_(block_size) {}
 
 PrefixTable::~PrefixTable() {
   for (auto& [id, waiting] : requests_) context_.env.clock.Cancel(waiting.timer);
@@ -46,7 +47,7 @@ void PrefixTable::Arrive(RequestId id) {
 }
 
 Result<BlockTable> PrefixTable::TakeBlocks(uint32_t tokens) {
-  const uint32_t blocks = (tokens + context_.block_size - 1) / context_.block_size;
+  const uint32_t blocks = (tokens + block_size_ - 1) / block_size_;
   auto table = pool_.Allocate(blocks);
   while (!table.has_value() && table.error().code() == Code::kOverloaded && store_.EvictOne()) {
     table = pool_.Allocate(blocks);
@@ -69,8 +70,7 @@ void PrefixTable::StartPull(const ContentHash& hash, Entry& entry, RequestId id)
       EnginePullRequest{.owner = request.owner,
                         .owner_engine = request.owner_engine,
                         .part = request.part,
-                        .blocks = std::move(*blocks),
-                        .first_token = request.part.first_token,
+                        .blocks = {std::move(*blocks), request.part.first_token},
                         .deadline = request.deadline},
       EnginePull::Events{.finished =
                              [this, hash, kept](const Result<PullStats>& stats) {
@@ -90,7 +90,7 @@ void PrefixTable::OnPulled(const ContentHash& hash, BlockTable blocks,
     if (puller != 0) Answer(puller, tl::unexpected(stats.error()), false);
     return;
   }
-  const uint32_t tokens = static_cast<uint32_t>(blocks.size()) * context_.block_size;
+  const uint32_t tokens = static_cast<uint32_t>(blocks.size()) * block_size_;
   const PrefixRef prefix = store_.Insert(hash, tokens, std::move(blocks));
   const auto waiters = std::exchange(entry.waiters, {});
   if (puller != 0) {

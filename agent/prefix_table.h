@@ -37,8 +37,9 @@ class PrefixTable {
     TimePoint deadline;
   };
 
-  // `store` and `pool` outlive it.
-  PrefixTable(ReaderContext& context, SystemPrefixStore& store, BlockPool& pool);
+  // `store` and `pool`, of blocks of `block_size` tokens, outlive it.
+  PrefixTable(ReaderContext& context, SystemPrefixStore& store, BlockPool& pool,
+              uint32_t block_size);
   ~PrefixTable();
 
   // `done` exactly once, never inside the call, unless cancelled before. The request's lease is
@@ -72,6 +73,7 @@ class PrefixTable {
   ReaderContext& context_;
   SystemPrefixStore& store_;
   BlockPool& pool_;
+  const uint32_t block_size_;
   RequestId next_id_ = 1;
   std::unordered_map<RequestId, Waiting> requests_;
   std::unordered_map<ContentHash, Entry> entries_;

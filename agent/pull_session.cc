@@ -54,15 +54,14 @@ void PullSession::Start() {
     });
     return;
   }
-  parts_.resize(sources->size());
-  handshakes_left_ = parts_.size();
-  for (size_t i = 0; i < parts_.size(); ++i) {
-    parts_[i].source = (*sources)[i];
-    const proto::ClaimRank& rank = pull_.claim.ranks[parts_[i].source.owner];
-    peers_.Get(rank.endpoint, rank.rank, rank.incarnation,
-               [weak = weak_from_this(), i](const Result<std::shared_ptr<const ReadyPeer>>& peer) {
-                 if (const auto self = weak.lock()) self->OnPeer(i, peer);
-               });
+  handshakes_left_ = sources->size();
+  for (const PullSource& source : *sources) {
+    const proto::ClaimRank& rank = pull_.claim.ranks[source.owner];
+    peers_.Get(
+        rank.endpoint, rank.rank, rank.incarnation,
+        [weak = weak_from_this(), source](const Result<std::shared_ptr<const ReadyPeer>>& peer) {
+          if (const auto self = weak.lock()) self->OnPeer(source, peer);
+        });
   }
 }
 
@@ -72,53 +71,61 @@ const char* PullSession::state() const {
   return handshakes_left_ > 0 ? "handshaking" : "reading";
 }
 
-void PullSession::OnPeer(size_t index, const Result<std::shared_ptr<const ReadyPeer>>& peer) {
+void PullSession::OnPeer(const PullSource& source,
+                         const Result<std::shared_ptr<const ReadyPeer>>& peer) {
   if (finished_) return;
   if (!peer.has_value()) return Fail(peer.error());
   if (--handshakes_left_ == 0) handshake_ms_ = ToMillis(env_.clock.Now() - started_);
-  Part& part = parts_[index];
-  if (Status status = StartPart(part, **peer); !status.ok()) Fail(status.Wrap(Context(part)));
+  if (Status status = StartSource(source, **peer); !status.ok()) {
+    return Fail(status.Wrap(Context(pull_.claim.ranks[source.owner])));
+  }
+  FinishIfDone();  // windows may leave nothing to read
+  DrainIfIdle();
 }
 
-std::string PullSession::Context(const Part& part) const {
-  const proto::ClaimRank& rank = pull_.claim.ranks[part.source.owner];
+std::string PullSession::Context(const proto::ClaimRank& rank) {
   return "prefill " + rank.endpoint + " rank " + std::to_string(rank.rank);
 }
 
-Status PullSession::StartPart(Part& part, const ReadyPeer& peer) {
-  const proto::ClaimRank& rank = pull_.claim.ranks[part.source.owner];
+OwnedSide PullSession::OwnerSide(const ReadyPeer& peer) const {
+  return {peer.meta.layout, peer.meta.shard, pull_.claim.tables};
+}
+
+OwnedSide PullSession::ReaderSide() const {
+  return {identity_.layout, identity_.shard, pull_.own_tables};
+}
+
+Status PullSession::StartSource(const PullSource& source, const ReadyPeer& peer) {
+  const proto::ClaimRank& rank = pull_.claim.ranks[source.owner];
   if (rank.slot >= peer.meta.record_slots || rank.shard != peer.meta.shard) {
     return {Code::kIncompatible,
             "the claim's answer contradicts the handshake: slot " + std::to_string(rank.slot) +
                 " of " + std::to_string(peer.meta.record_slots) + ", " + rank.shard.ToString() +
                 " against " + peer.meta.shard.ToString()};
   }
-  part.want = {.epoch = rank.epoch,
-               .incarnation = rank.incarnation,
-               .table_hash = TableHash(KeyOf(peer.meta), pull_.claim.blocks, pull_.hash,
-                                       pull_.claim.first_token, pull_.claim.tokens),
-               .extent = {.tokens = pull_.tokens.end,
-                          .layers = std::min(rank.shard.layer_end(), identity_.shard.layer_end()) -
-                                    rank.shard.layer_begin}};
+  const GuardExpectation want{
+      .epoch = rank.epoch,
+      .incarnation = rank.incarnation,
+      .table_hash = TableHash(KeyOf(peer.meta), pull_.claim.tables, pull_.hash,
+                              pull_.claim.first_token, pull_.claim.tokens),
+      .extent = {.tokens = pull_.tokens.end,
+                 .layers = std::min(rank.shard.layer_end(), identity_.shard.layer_end()) -
+                           rank.shard.layer_begin}};
   // What cannot be planned is refused before anything moves.
-  const PullSide owner{
-      peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}};
-  const PullSide reader{
-      identity_.layout, identity_.shard, {pull_.own_blocks, pull_.own_first_token}};
+  const OwnedSide owner = OwnerSide(peer);
+  const OwnedSide reader = ReaderSide();
   KVRELAY_ASSIGN_OR_RETURN(const CopyPlan whole,
-                           PlanPull(owner, reader, part.source.head_begin, part.source.head_end,
-                                    pull_.tokens, part.source.head_group));
-  part.bytes = whole.bytes();
-  KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(part, peer, whole));
-  part.transport = path.transport;
+                           PlanPull(owner.view(), reader.view(), source.head_begin, source.head_end,
+                                    pull_.tokens, source.head_group));
+  KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(peer, whole));
   path_ = path.transport->name();
   return path.transport->style() == transport::Style::kOneSided
-             ? StartOneSided(part, peer, path.handle, rank, whole)
-             : StartPacked(part, peer, path.handle, rank);
+             ? StartOneSided(source, peer, path, want, whole)
+             : StartPacked(source, peer, path, want);
 }
 
-Result<ReadyPeer::Path> PullSession::ChoosePath(Part& part, const ReadyPeer& peer,
-                                                const CopyPlan& whole) {
+Result<ReadyPeer::Path> PullSession::ChoosePath(const ReadyPeer& peer,
+                                                const CopyPlan& whole) const {
   using Fit = transport::Fitness::Fit;
   const ReadyPeer::Path* best = nullptr;
   Fit best_fit = Fit::kNo;
@@ -131,8 +138,8 @@ Result<ReadyPeer::Path> PullSession::ChoosePath(Part& part, const ReadyPeer& pee
     const transport::Fitness fitness = transport.FitnessFor(whole);
     if (fitness.fit == Fit::kNo) {
       add_reason(fitness.why);
-    } else if (transport.lingers() && part.bytes > quarantine_.free()) {
-      add_reason("no room in quarantine for " + std::to_string(part.bytes) + " bytes, " +
+    } else if (transport.lingers() && whole.bytes() > quarantine_.free()) {
+      add_reason("no room in quarantine for " + std::to_string(whole.bytes()) + " bytes, " +
                  std::to_string(quarantine_.free()) + " are free");
     } else if (best == nullptr || fitness.fit > best_fit) {
       best = &path;
@@ -140,92 +147,102 @@ Result<ReadyPeer::Path> PullSession::ChoosePath(Part& part, const ReadyPeer& pee
     }
   }
   if (best == nullptr) return Error(Code::kRefused, "no path moves this pull (" + why + ")");
-  if (best->transport->lingers()) {
-    part.reserved = part.bytes;
-    quarantine_.Reserve(part.reserved);
-  }
   return *best;
 }
 
-Status PullSession::StartOneSided(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
-                                  const proto::ClaimRank& rank, const CopyPlan& whole) {
-  FollowSide owner{peer.meta.layout, peer.meta.shard, pull_.claim.blocks, pull_.claim.first_token};
-  FollowSide reader{identity_.layout, identity_.shard, pull_.own_blocks, pull_.own_first_token};
-  const transport::GuardRef guard{.region = peer.meta.record_region,
-                                  .offset = rank.slot * sizeof(LeaseRecord)};
+PullSession::Part& PullSession::AddPart(const proto::ClaimRank& rank,
+                                        transport::Transport* transport, uint64_t bytes,
+                                        const GuardExpectation& want) {
   ++ops_in_flight_;
+  return parts_.emplace_back(Part{.rank = rank,
+                                  .bytes = bytes,
+                                  .reserved = 0,
+                                  .transport = transport,
+                                  .op = 0,
+                                  .stream = 0,
+                                  .want = want,
+                                  .request = nullptr});
+}
+
+Status PullSession::StartOneSided(const PullSource& source, const ReadyPeer& peer,
+                                  const ReadyPeer::Path& path, const GuardExpectation& want,
+                                  const CopyPlan& whole) {
+  Part& part = AddPart(pull_.claim.ranks[source.owner], path.transport, whole.src_bytes(), want);
+  if (path.transport->lingers()) {
+    part.reserved = whole.bytes();
+    quarantine_.Reserve(part.reserved);
+  }
+  const transport::GuardRef guard{.region = peer.meta.record_region,
+                                  .offset = part.rank.slot * sizeof(LeaseRecord)};
   // What is computed and small is here sooner than another thread would be awake.
-  if (auto now = part.transport->ReadNow(handle, whole, guard);
-      now && (!now->status.ok() || GuardHolds(part.want, now->before, now->after))) {
+  if (auto now = path.transport->ReadNow(path.handle, whole, guard);
+      now && (!now->status.ok() || GuardHolds(want, now->before, now->after))) {
     env_.clock.CallAfter({}, [done = OnDone(part), now = *std::move(now)] { done(now); });
     return Status::Ok();
   }
-  part.op = part.transport->Read(
-      handle, Follow(std::move(owner), std::move(reader), part.source, pull_.tokens, part.want),
-      guard, deadline_, OnDone(part));
+  part.op = path.transport->Read(path.handle,
+                                 Follow(OwnerSide(peer), ReaderSide(), source, pull_.tokens, want),
+                                 guard, deadline_, OnDone(part));
   return Status::Ok();
 }
 
-Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
-                                const proto::ClaimRank& rank) {
-  const PullSide owner{
-      peer.meta.layout, peer.meta.shard, {pull_.claim.blocks, pull_.claim.first_token}};
-  const PullSide reader{
-      identity_.layout, identity_.shard, {pull_.own_blocks, pull_.own_first_token}};
+// A stream for each kind of layers, each at the pace of the prompt's computation.
+Status PullSession::StartPacked(const PullSource& source, const ReadyPeer& peer,
+                                const ReadyPeer::Path& path, const GuardExpectation& want) {
+  const OwnedSide owner = OwnerSide(peer);
+  const OwnedSide reader = ReaderSide();
   // A table that does not cover the range is refused before the owner is asked.
-  KVRELAY_ASSIGN_OR_RETURN(const std::vector<StreamShape> shapes,
-                           StreamsOf(owner, reader, part.source, pull_.tokens));
-  if (shapes.size() != 1) {
-    return {Code::kIncompatible,
-            "layers of " + std::to_string(shapes.size()) +
-                " kinds can not be pulled in one stream: " + peer.meta.layout.ToString()};
+  KVRELAY_ASSIGN_OR_RETURN(std::vector<StreamShape> shapes,
+                           StreamsOf(owner.view(), reader.view(), source, pull_.tokens));
+  for (StreamShape& shape : shapes) {
+    const uint32_t page = std::max(1U, shape.page_tokens);
+    shape.segment_tokens = (kSegmentTokens + page - 1) / page * page;
+    KVRELAY_RETURN_IF_ERROR(
+        StartStream(std::move(shape), peer, path, pull_.claim.ranks[source.owner], want));
   }
-  StreamShape shape = shapes.front();
-  const uint32_t page = std::max(1U, shape.page_tokens);
-  shape.segment_tokens = (kSegmentTokens + page - 1) / page * page;
-  const auto chunks = StreamChunks::Make(shape, chunk_bytes_, StreamScales(shape, owner));
-  if (!chunks.has_value()) return chunks.error();
-  part.bytes = shape.bytes();
-  part.stream = env_.random();
+  return Status::Ok();
+}
+
+Status PullSession::StartStream(StreamShape shape, const ReadyPeer& peer,
+                                const ReadyPeer::Path& path, const proto::ClaimRank& rank,
+                                const GuardExpectation& want) {
+  KVRELAY_ASSIGN_OR_RETURN(
+      StreamChunks chunks,
+      StreamChunks::Make(shape, chunk_bytes_, StreamScales(shape, OwnerSide(peer).view())));
   struct Target {
+    OwnedSide side;
     StreamChunks chunks;
-    KvLayout layout;
-    KvShard shard;
-    std::vector<BlockId> blocks;
-    uint32_t first_token;
   };
-  auto target = std::make_shared<const Target>(
-      Target{*chunks, identity_.layout, identity_.shard, pull_.own_blocks, pull_.own_first_token});
+  const auto target = std::make_shared<const Target>(Target{ReaderSide(), std::move(chunks)});
   transport::StreamPlan plan{
-      .chunks = chunks->count(),
+      .chunks = target->chunks.count(),
       .max_chunk_bytes = chunk_bytes_,
       .plan_chunk =
           [target](uint32_t chunk) {
-            return target->chunks.PlanUnpack(
-                {target->layout, target->shard, {target->blocks, target->first_token}}, chunk);
+            return target->chunks.PlanUnpack(target->side.view(), chunk);
           },
       .extent_of = [target, first = peer.meta.shard.layer_begin](
                        uint32_t chunk) { return target->chunks.ExtentOf(chunk, first); }};
-  ++ops_in_flight_;
-  part.op = part.transport->StartPackedReceive(handle, part.stream, std::move(plan), part.want,
+  Part& part = AddPart(rank, path.transport, shape.bytes(), want);
+  part.stream = env_.random();
+  part.op = path.transport->StartPackedReceive(path.handle, part.stream, std::move(plan), want,
                                                deadline_, OnDone(part));
   const proto::PackedRead request{.reader = identity_.engine,
                                   .reader_incarnation = identity_.incarnation,
                                   .owner_incarnation = rank.incarnation,
                                   .lease = pull_.lease,
                                   .epoch = rank.epoch,
-                                  .shape = shape,
+                                  .shape = std::move(shape),
                                   .stream = part.stream,
                                   .chunk_bytes = chunk_bytes_,
-                                  .transport = std::string(part.transport->name()),
-                                  .address = part.transport->LocalAddress(),
+                                  .transport = std::string(path.transport->name()),
+                                  .address = path.transport->LocalAddress(),
                                   .timeout_ms = static_cast<uint32_t>(
                                       std::max<double>(1, ToMillis(deadline_ - env_.clock.Now())))};
-  const size_t index = static_cast<size_t>(&part - parts_.data());
   part.request = std::make_unique<RetryingCall>(
-      env_.rpc, env_.clock, Context(part), rank.endpoint, proto::Type::kPackedRead,
+      env_.rpc, env_.clock, Context(rank), rank.endpoint, proto::Type::kPackedRead,
       proto::Encode(request), kReadPolicy, deadline_,
-      [weak = weak_from_this(), index](const Result<std::string>& reply) {
+      [weak = weak_from_this()](const Result<std::string>& reply) {
         const auto self = weak.lock();
         if (!self || self->finished_ || reply.has_value()) return;
         self->Fail(reply.error());
@@ -233,17 +250,14 @@ Status PullSession::StartPacked(Part& part, const ReadyPeer& peer, transport::Pe
   return Status::Ok();
 }
 
-transport::Done PullSession::OnDone(const Part& part) {
-  const size_t index = static_cast<size_t>(&part - parts_.data());
-  return [self = shared_from_this(), index](const transport::Completion& completion) {
-    self->OnPartDone(index, completion);
+transport::Done PullSession::OnDone(Part& part) {
+  return [self = shared_from_this(), &part](const transport::Completion& completion) {
+    self->OnPartDone(part, completion);
   };
 }
 
-void PullSession::OnPartDone(size_t index, const transport::Completion& completion) {
-  Part& part = parts_[index];
+void PullSession::OnPartDone(Part& part, const transport::Completion& completion) {
   --ops_in_flight_;
-  part.done = true;
   part.op = 0;
   quarantine_.Return(std::exchange(part.reserved, 0));
   part.request.reset();
@@ -259,10 +273,8 @@ void PullSession::OnPartDone(size_t index, const transport::Completion& completi
       env_.counters.Add("kvrelay_stale_reads_prevented_total");
     }
     if (!status.ok()) {
-      if (status.code() == Code::kPeerUnreachable) {
-        peers_.Forget(pull_.claim.ranks[part.source.owner].endpoint);
-      }
-      Fail(status.Wrap(Context(part)));
+      if (status.code() == Code::kPeerUnreachable) peers_.Forget(part.rank.endpoint);
+      Fail(status.Wrap(Context(part.rank)));
     } else {
       FinishIfDone();
     }
@@ -271,7 +283,7 @@ void PullSession::OnPartDone(size_t index, const transport::Completion& completi
 }
 
 void PullSession::FinishIfDone() {
-  if (!std::ranges::all_of(parts_, [](const Part& part) { return part.done; })) return;
+  if (handshakes_left_ > 0 || ops_in_flight_ > 0) return;
   finished_ = true;
   env_.clock.Cancel(timer_);
   proto::PullReply reply{.path = path_, .bytes = 0, .handshake_ms = handshake_ms_, .copy_ms = 0};
@@ -295,8 +307,7 @@ void PullSession::Fail(const Status& status) {
     part.request.reset();
     if (part.op == 0) continue;
     if (part.stream != 0) {
-      const proto::ClaimRank& rank = pull_.claim.ranks[part.source.owner];
-      env_.rpc.Call(rank.endpoint, proto::Type::kPackedCancel,
+      env_.rpc.Call(part.rank.endpoint, proto::Type::kPackedCancel,
                     proto::Encode(proto::PackedCancel{.reader = identity_.engine,
                                                       .reader_incarnation = identity_.incarnation,
                                                       .stream = part.stream}),

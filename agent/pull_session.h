@@ -7,8 +7,8 @@
 // The destination blocks belong to the session until it is drained, whatever happened before.
 #pragma once
 
+#include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +18,7 @@
 #include "agent/peer_table.h"
 #include "agent/quarantine.h"
 #include "kvcache/lease_record.h"
+#include "kvcache/owned_side.h"
 #include "kvcache/plan_pull.h"
 #include "kvcache/stream_chunks.h"
 
@@ -45,8 +46,9 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   const char* state() const;
 
  private:
+  // One operation: all that comes of one source, or one packed stream of it.
   struct Part {
-    PullSource source;
+    const proto::ClaimRank& rank;
     uint64_t bytes = 0;
     uint64_t reserved = 0;  // of the quarantine, until the operation has completed
     transport::Transport* transport = nullptr;
@@ -54,24 +56,28 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
     uint64_t stream = 0;     // packed only
     GuardExpectation want;
     std::unique_ptr<RetryingCall> request;  // PACKED_READ
-    Status refused;                         // the owner's answer to it
-    bool done = false;
   };
 
-  void OnPeer(size_t index, const Result<std::shared_ptr<const ReadyPeer>>& peer);
-  Status StartPart(Part& part, const ReadyPeer& peer);
-  // Which of the peer's paths suits the part best, with room reserved where it needs some.
-  Result<ReadyPeer::Path> ChoosePath(Part& part, const ReadyPeer& peer, const CopyPlan& whole);
-  Status StartOneSided(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
-                       const proto::ClaimRank& rank, const CopyPlan& whole);
-  Status StartPacked(Part& part, const ReadyPeer& peer, transport::PeerHandle handle,
-                     const proto::ClaimRank& rank);
-  transport::Done OnDone(const Part& part);
-  void OnPartDone(size_t index, const transport::Completion& completion);
+  void OnPeer(const PullSource& source, const Result<std::shared_ptr<const ReadyPeer>>& peer);
+  Status StartSource(const PullSource& source, const ReadyPeer& peer);
+  // Which of the peer's paths suits the plan best, and has room in quarantine where it needs some.
+  Result<ReadyPeer::Path> ChoosePath(const ReadyPeer& peer, const CopyPlan& whole) const;
+  Status StartOneSided(const PullSource& source, const ReadyPeer& peer, const ReadyPeer::Path& path,
+                       const GuardExpectation& want, const CopyPlan& whole);
+  Status StartPacked(const PullSource& source, const ReadyPeer& peer, const ReadyPeer::Path& path,
+                     const GuardExpectation& want);
+  Status StartStream(StreamShape shape, const ReadyPeer& peer, const ReadyPeer::Path& path,
+                     const proto::ClaimRank& rank, const GuardExpectation& want);
+  Part& AddPart(const proto::ClaimRank& rank, transport::Transport* transport, uint64_t bytes,
+                const GuardExpectation& want);
+  transport::Done OnDone(Part& part);
+  void OnPartDone(Part& part, const transport::Completion& completion);
   void Fail(const Status& status);
   void FinishIfDone();
   void DrainIfIdle();
-  std::string Context(const Part& part) const;
+  OwnedSide OwnerSide(const ReadyPeer& peer) const;
+  OwnedSide ReaderSide() const;
+  static std::string Context(const proto::ClaimRank& rank);
 
   Env& env_;
   PeerTable& peers_;
@@ -83,7 +89,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   TimePoint started_;
   TimePoint deadline_;
   Clock::TimerId timer_ = 0;
-  std::vector<Part> parts_;
+  std::deque<Part> parts_;  // stay where they are
   size_t handshakes_left_ = 0;
   size_t ops_in_flight_ = 0;
   double handshake_ms_ = 0;

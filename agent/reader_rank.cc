@@ -120,11 +120,13 @@ std::vector<ReaderRank::SessionInfo> ReaderRank::List() const {
   std::vector<SessionInfo> list;
   for (const auto& [number, running] : running_) {
     const proto::Pull& pull = running.session->pull();
+    size_t blocks = 0;
+    for (const KvTable& table : pull.own_tables) blocks += table.blocks.size();
     list.push_back({.number = number,
                     .peer = pull.peer_front,
                     .state = running.session->state(),
                     .tokens = pull.tokens.size(),
-                    .blocks = static_cast<uint32_t>(pull.own_blocks.size())});
+                    .blocks = static_cast<uint32_t>(blocks)});
   }
   return list;
 }

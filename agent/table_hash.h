@@ -7,11 +7,11 @@
 
 #include "base/hash.h"
 #include "base/ids.h"
-#include "kvcache/layout.h"
+#include "kvcache/plan_pull.h"
 
 namespace kvrelay::agent {
 
-uint64_t TableHash(const HashKey& key, std::span<const BlockId> blocks, const ContentHash& hash,
+uint64_t TableHash(const HashKey& key, std::span<const KvTable> tables, const ContentHash& hash,
                    uint32_t first_token, uint32_t tokens);
 
 }  // namespace kvrelay::agent

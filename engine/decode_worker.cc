@@ -112,7 +112,8 @@ void DecodeWorker::OnAdmitted(const ActivePtr& active,
       .prompt_hash = PromptHash(engine_.fingerprint(), prompt),
       .prefix_hash = admission->prefix_tokens > 0 ? admission->prefix_hash : ContentHash{},
       .prefix_tokens = admission->prefix_tokens,
-      .blocks = [admission] { return admission->blocks.Share(); },
+      .blocks =
+          [admission] { return HeldTables(admission->blocks.Share(), admission->prefix_tokens); },
       .deadline = active->deadline};
   active->fetch = agent_.StartFetch(
       std::move(request),
@@ -133,8 +134,7 @@ void DecodeWorker::OnFetched(const ActivePtr& active, const Result<agent::FetchR
                       .handshake_ms = load.own.handshake_ms,
                       .pull_ms = std::min(load.own.pull_ms, result->wait_ms)};
   CountTransfer(active->transfer);
-  engine_.Begin(active->number,
-                {.prefix = load.prefix, .prefix_progress = {}, .prompt_progress = {}});
+  engine_.Begin(active->number, {.prefix = load.prefix, .progress = {}});
 }
 
 void DecodeWorker::CountTransfer(const TransferSummary& transfer) {

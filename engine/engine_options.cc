@@ -39,6 +39,8 @@ Status EngineOptions::Validate() const {
                                         ": the reference engine keeps fp32, fp16 or bf16"};
   }
   KVRELAY_RETURN_IF_ERROR(in_range("tp", tp, 1, 64));
+  KVRELAY_RETURN_IF_ERROR(in_range("pp", pp, 1, 64));
+  KVRELAY_RETURN_IF_ERROR(in_range("tp * pp", uint64_t{tp} * pp, 1, 256));
   KVRELAY_RETURN_IF_ERROR(in_range("block_size", block_size, 1, 4096));
   if (kv_bytes == 0) KVRELAY_RETURN_IF_ERROR(in_range("kv_blocks", kv_blocks, 1, 1U << 24));
   KVRELAY_RETURN_IF_ERROR(in_range("threads", static_cast<uint64_t>(threads), 0, 4096));

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/status.h"
 #include "kvcache/layout.h"
@@ -17,7 +18,9 @@ Result<RelayMode> RelayModeFromName(std::string_view name);
 
 struct EngineOptions {
   std::string model_dir;
-  uint32_t tp = 1;                      // ranks, each a thread
+  uint32_t tp = 1;                      // tensor-parallel ranks, each a thread
+  uint32_t pp = 1;                      // pipeline-parallel stages, of tp ranks each
+  std::vector<uint32_t> pp_layers;      // of each stage; empty: as even as it goes
   KvFormat kv_layout = KvFormat::kNhd;  // kNhd or kHnd
   std::optional<DType> kv_dtype;        // nothing: "auto", the arithmetic's dtype: fp32 on the CPU
   uint32_t block_size = 16;             // tokens

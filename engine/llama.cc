@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "base/parallel.h"
@@ -38,8 +39,8 @@ class LlamaShard final : public ModelShard {
         group_(group),
         inverse_frequencies_(InverseFrequencies(config.rope, config.head_dim)) {}
 
-  Status Forward(const StepRows& step, const KvView& kv, std::span<float> logits,
-                 const LayersWritten& layers_written) override;
+  Status Forward(const StepRows& step, const KvView& kv, const StageEdges& edges,
+                 std::span<float> logits, const LayersWritten& layers_written) override;
 
  private:
   // A step's activations, row after row; kept between steps so that decoding allocates nothing.
@@ -168,15 +169,19 @@ void LlamaShard::Logits(const StepRows& step, std::span<float> logits) {
                      config_.vocab_size);
 }
 
-Status LlamaShard::Forward(const StepRows& step, const KvView& kv, std::span<float> logits,
-                           const LayersWritten& layers_written) {
+Status LlamaShard::Forward(const StepRows& step, const KvView& kv, const StageEdges& edges,
+                           std::span<float> logits, const LayersWritten& layers_written) {
   Buffers& b = buffers_;
   const size_t rows = step.token_ids.size();
   const size_t q = size_t{split_.query_heads} * config_.head_dim;
   Resize(rows);
-  Embed(step);
+  if (split_.first_stage()) {
+    Embed(step);
+  } else {
+    std::copy(edges.in.begin(), edges.in.end(), b.x.begin());
+  }
   const RopeTable rope(inverse_frequencies_, step.positions);
-  for (uint32_t i = 0; i < config_.num_layers; ++i) {
+  for (uint32_t i = 0; i < split_.kv.layer_count; ++i) {
     const LlamaLayer& layer = weights_.layers[i];
     NormRows(layer.input_norm, rows);
     MultiplyTransposed(b.normed.data(), rows, config_.hidden_size, layer.qkv.values.data(),
@@ -191,24 +196,33 @@ Status LlamaShard::Forward(const StepRows& step, const KvView& kv, std::span<flo
     FeedForward(layer, rows);
     KVRELAY_RETURN_IF_ERROR(AddUpdate());
   }
-  Logits(step, logits);
+  if (split_.last_stage()) {
+    Logits(step, logits);
+  } else if (split_.kv.tp_rank == 0) {
+    std::copy(b.x.begin(), b.x.end(), edges.out.begin());
+  }
   return Status::Ok();
 }
 
 }  // namespace
 
 Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& checkpoint,
-                               TpGroup& group) {
+                               std::span<const Stage> stages) {
   KVRELAY_ASSIGN_OR_RETURN(const std::shared_ptr<const Matrix> embedding,
                            LoadEmbedding(config, checkpoint));
-  ModelShards shards(group.size());
-  KVRELAY_RETURN_IF_ERROR(group.Run([&](uint32_t rank) -> Status {
-    KVRELAY_ASSIGN_OR_RETURN(LlamaSplit split, LlamaSplit::Make(config, group.size(), rank));
-    KVRELAY_ASSIGN_OR_RETURN(LlamaWeights weights,
-                             LoadLlamaWeights(config, checkpoint, split, embedding));
-    shards[rank] = std::make_unique<LlamaShard>(config, split, std::move(weights), group);
-    return Status::Ok();
-  }));
+  ModelShards shards;
+  for (const Stage& stage : stages) {
+    TpGroup& group = *stage.group;
+    ModelShards of_stage(group.size());
+    KVRELAY_RETURN_IF_ERROR(group.Run([&](uint32_t rank) -> Status {
+      KVRELAY_ASSIGN_OR_RETURN(LlamaSplit split, LlamaSplit::Make(config, stage, rank));
+      KVRELAY_ASSIGN_OR_RETURN(LlamaWeights weights,
+                               LoadLlamaWeights(config, checkpoint, split, embedding));
+      of_stage[rank] = std::make_unique<LlamaShard>(config, split, std::move(weights), group);
+      return Status::Ok();
+    }));
+    std::ranges::move(of_stage, std::back_inserter(shards));
+  }
   return shards;
 }
 

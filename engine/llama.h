@@ -5,6 +5,8 @@
 // where ranks outnumber them), O and down by inputs with an all-reduce behind them, the head by
 // vocabulary. The embedding, and the head when it is tied to it, is held once and shared by the
 // ranks.
+//
+// Pipeline parallel: the first stage has the embedding, the last the final norm and the head.
 #pragma once
 
 #include "base/status.h"
@@ -13,6 +15,6 @@
 namespace kvrelay::engine {
 
 Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& checkpoint,
-                               TpGroup& group);
+                               std::span<const Stage> stages);
 
 }  // namespace kvrelay::engine

@@ -82,13 +82,14 @@ Result<LlamaLayer> ReadLayer(const ModelConfig& config, const Checkpoint& checkp
 
 }  // namespace
 
-Result<LlamaSplit> LlamaSplit::Make(const ModelConfig& config, uint32_t tp_size, uint32_t tp_rank) {
+Result<LlamaSplit> LlamaSplit::Make(const ModelConfig& config, const Stage& stage,
+                                    uint32_t tp_rank) {
+  const uint32_t tp_size = stage.group->size();
   KVRELAY_RETURN_IF_ERROR(CheckTensorParallel(config, tp_size));
   LlamaSplit split;
   split.query_heads = config.num_heads / tp_size;
   split.query_head_begin = tp_rank * split.query_heads;
-  KVRELAY_ASSIGN_OR_RETURN(split.kv,
-                           KvShard::Make(config.num_layers, config.num_kv_heads, tp_size, tp_rank));
+  KVRELAY_ASSIGN_OR_RETURN(split.kv, ShardOf(config, stage, tp_rank));
   split.intermediate = config.intermediate_size / tp_size;
   split.intermediate_begin = tp_rank * split.intermediate;
   split.vocab_begin = static_cast<uint32_t>(uint64_t{config.vocab_size} * tp_rank / tp_size);
@@ -109,11 +110,12 @@ Result<LlamaWeights> LoadLlamaWeights(const ModelConfig& config, const Checkpoin
                                       std::shared_ptr<const Matrix> embedding) {
   LlamaWeights weights;
   weights.embedding = std::move(embedding);
-  for (uint32_t layer = 0; layer < config.num_layers; ++layer) {
+  for (uint32_t layer = split.kv.layer_begin; layer < split.kv.layer_end(); ++layer) {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     KVRELAY_ASSIGN_OR_RETURN(LlamaLayer loaded, ReadLayer(config, checkpoint, prefix, split));
     weights.layers.push_back(std::move(loaded));
   }
+  if (!split.last_stage()) return weights;
   weights.final_norm.resize(config.hidden_size);
   KVRELAY_RETURN_IF_ERROR(checkpoint.ReadVector("model.norm.weight", weights.final_norm));
   if (config.tie_word_embeddings) {

@@ -9,6 +9,7 @@
 #include "engine/checkpoint.h"
 #include "engine/matrix.h"
 #include "engine/model_config.h"
+#include "engine/pipeline.h"
 #include "kvcache/shard.h"
 
 namespace kvrelay::engine {
@@ -24,7 +25,9 @@ struct LlamaSplit {
   uint32_t vocab_end = 0;
 
   // kInvalidArgument: see CheckTensorParallel.
-  static Result<LlamaSplit> Make(const ModelConfig& config, uint32_t tp_size, uint32_t tp_rank);
+  static Result<LlamaSplit> Make(const ModelConfig& config, const Stage& stage, uint32_t tp_rank);
+  bool first_stage() const { return kv.layer_begin == 0; }
+  bool last_stage() const { return kv.layer_end() == kv.total_layers; }
 };
 
 struct LlamaLayer {
@@ -37,8 +40,10 @@ struct LlamaLayer {
 };
 
 struct LlamaWeights {
-  std::shared_ptr<const Matrix> embedding;  // [vocab_size][hidden_size]
-  std::vector<LlamaLayer> layers;
+  // [vocab_size][hidden_size]; shared by all ranks, used by the first stage and by a tied head.
+  std::shared_ptr<const Matrix> embedding;
+  std::vector<LlamaLayer> layers;  // of the stage
+  // Last stage only.
   std::vector<float> final_norm;
   Matrix own_head;              // empty when tied
   const float* head = nullptr;  // row vocab_begin of the head, in `embedding` or own_head

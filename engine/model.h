@@ -12,7 +12,7 @@
 #include "base/status.h"
 #include "engine/checkpoint.h"
 #include "engine/model_config.h"
-#include "engine/tp_group.h"
+#include "engine/pipeline.h"
 #include "kvcache/kv_view.h"
 
 namespace kvrelay::engine {
@@ -28,24 +28,31 @@ struct StepRows {
   std::span<const uint32_t> logit_rows;             // rows whose logits are wanted, ascending
 };
 
+// The residual stream between two pipeline stages: [rows][hidden_size].
+struct StageEdges {
+  std::span<const float> in;  // from the stage before; the first reads none
+  std::span<float> out;       // for the stage behind, the same on all ranks: rank 0 writes it
+};
+
 // One rank's part of a model.
 class ModelShard {
  public:
-  // After the step's K and V of layers [0, layers) are in this rank's cache.
+  // After the step's K and V of this rank's first `layers` layers are in its cache.
   using LayersWritten = std::function<void(uint32_t layers)>;
 
   virtual ~ModelShard() = default;
-  // Called on all ranks of the group at once, inside TpGroup::Run. Writes K and V of all rows to
-  // `kv`, and this rank's part of the logits to `logits` ([logit_rows][vocab_size], shared by the
-  // ranks: each writes columns of its own).
-  virtual Status Forward(const StepRows& step, const KvView& kv, std::span<float> logits,
-                         const LayersWritten& layers_written) = 0;
+  // Called on all ranks of the stage at once, inside TpGroup::Run, stage after stage. Writes K and
+  // V of all rows to `kv`, and in the last stage this rank's part of the logits to `logits`
+  // ([logit_rows][vocab_size], shared by the ranks: each writes columns of its own).
+  virtual Status Forward(const StepRows& step, const KvView& kv, const StageEdges& edges,
+                         std::span<float> logits, const LayersWritten& layers_written) = 0;
 };
 
 using ModelShards = std::vector<std::unique_ptr<ModelShard>>;  // by rank
-// Loads the weights of all ranks of `group`, which outlives the shards.
+// Loads the weights of all ranks of the stages, whose groups outlive the shards.
 using ModelBuilder = Result<ModelShards> (*)(const ModelConfig& config,
-                                             const Checkpoint& checkpoint, TpGroup& group);
+                                             const Checkpoint& checkpoint,
+                                             std::span<const Stage> stages);
 
 // The builder of config.architecture; kInvalidArgument names it and the ones that there are. A new
 // architecture is one file with a builder, and one line in model.cc.

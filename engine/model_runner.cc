@@ -34,11 +34,12 @@ void Explain(const attention::RelayConfig& config, const attention::RelayMetadat
 
 }  // namespace
 
-ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options)
+ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options,
+                         std::vector<Stage> stages)
     : config_(config),
       block_size_(options.block_size),
       relay_(RelayConfigFor(options.relay)),
-      group_(options.tp) {}
+      stages_(std::move(stages)) {}
 
 Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
                                                          const Checkpoint& checkpoint,
@@ -46,26 +47,29 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& conf
   KVRELAY_RETURN_IF_ERROR(options.Validate());
   KVRELAY_ASSIGN_OR_RETURN(const ModelBuilder build, FindArchitecture(config));
   KVRELAY_RETURN_IF_ERROR(CheckTensorParallel(config, options.tp));
+  KVRELAY_ASSIGN_OR_RETURN(std::vector<Stage> stages,
+                           MakeStages(config, options.pp, options.tp, options.pp_layers));
   SetParallelism(options.threads > 0 ? options.threads : AvailableThreads());
-  std::unique_ptr<ModelRunner> runner(new ModelRunner(config, options));
+  std::unique_ptr<ModelRunner> runner(new ModelRunner(config, options, std::move(stages)));
   KVRELAY_RETURN_IF_ERROR(runner->AllocateKv(options));
-  KVRELAY_ASSIGN_OR_RETURN(runner->shards_, build(config, checkpoint, runner->group_));
+  KVRELAY_ASSIGN_OR_RETURN(runner->shards_, build(config, checkpoint, runner->stages_));
   return runner;
 }
 
 Status ModelRunner::AllocateKv(const EngineOptions& options) {
   const DType dtype = options.kv_dtype.value_or(DType::kFp32);
   const auto layout_of = [&](const KvShard& shard, uint32_t num_blocks) {
-    return KvLayout::Dense(options.kv_layout, dtype, config_.num_layers, shard.head_count,
+    return KvLayout::Dense(options.kv_layout, dtype, shard.layer_count, shard.head_count,
                            config_.head_dim, block_size_, num_blocks);
   };
   std::vector<KvShard> shards;
   uint64_t bytes_per_block = 0;
-  for (uint32_t rank = 0; rank < options.tp; ++rank) {
-    KVRELAY_ASSIGN_OR_RETURN(
-        KvShard shard, KvShard::Make(config_.num_layers, config_.num_kv_heads, options.tp, rank));
-    bytes_per_block += layout_of(shard, 1).dense_bytes();
-    shards.push_back(shard);
+  for (const Stage& stage : stages_) {
+    for (uint32_t tp_rank = 0; tp_rank < tp_size(); ++tp_rank) {
+      KVRELAY_ASSIGN_OR_RETURN(KvShard shard, ShardOf(config_, stage, tp_rank));
+      bytes_per_block += layout_of(shard, 1).dense_bytes();
+      shards.push_back(std::move(shard));
+    }
   }
   uint64_t num_blocks = options.kv_blocks;
   if (options.kv_bytes > 0) {
@@ -78,12 +82,12 @@ Status ModelRunner::AllocateKv(const EngineOptions& options) {
   }
   for (const KvShard& shard : shards) {
     KvLayout layout = layout_of(shard, static_cast<uint32_t>(num_blocks));
-    const std::string name = "kvrelay-kv-" + std::to_string(shard.tp_rank);
+    const std::string name = "kvrelay-kv-" + std::to_string(ranks_.size());
     Result<Region> region = Region::AllocateHost(layout.dense_bytes(), name);
     if (!region) {
       return region.error().Wrap("the cache of " + std::to_string(num_blocks) + " blocks (" +
                                  std::to_string(num_blocks * bytes_per_block) +
-                                 " bytes on all ranks), rank " + std::to_string(shard.tp_rank));
+                                 " bytes on all ranks), rank " + std::to_string(ranks_.size()));
     }
     views_.emplace_back(layout, std::vector<std::byte*>{region->data()});
     ranks_.push_back({std::move(region).value(), std::move(layout), shard});
@@ -163,6 +167,23 @@ void ModelRunner::Report(std::span<const StepItem> items, uint32_t rank, uint32_
   }
 }
 
+Status ModelRunner::RunStages(const StepRows& step, std::span<const StepItem> items) {
+  if (stages_.size() > 1) {
+    for (auto& edge : rows_.between) edge.resize(step.token_ids.size() * config_.hidden_size);
+  }
+  for (uint32_t index = 0; index < stages_.size(); ++index) {
+    const Stage& stage = stages_[index];
+    const StageEdges edges{.in = rows_.between[index % 2], .out = rows_.between[(index + 1) % 2]};
+    KVRELAY_RETURN_IF_ERROR(stage.group->Run([&](uint32_t tp_rank) {
+      const uint32_t rank = index * tp_size() + tp_rank;
+      return shards_[rank]->Forward(step, views_[rank], edges, rows_.logits, [&](uint32_t layers) {
+        Report(items, rank, layers, stage.layers());
+      });
+    }));
+  }
+  return Status::Ok();
+}
+
 Result<std::vector<ItemResult>> ModelRunner::Step(std::span<const StepItem> items) {
   for (const StepItem& item : items) KVRELAY_RETURN_IF_ERROR(Check(item));
   std::vector<ItemResult> results(items.size());
@@ -179,11 +200,7 @@ Result<std::vector<ItemResult>> ModelRunner::Step(std::span<const StepItem> item
                          .sequences = rows_.sequences,
                          .relay = relay.groups.empty() ? nullptr : &relay,
                          .logit_rows = rows_.logit_rows};
-  KVRELAY_RETURN_IF_ERROR(group_.Run([&](uint32_t rank) {
-    return shards_[rank]->Forward(step, views_[rank], rows_.logits, [&](uint32_t layers) {
-      Report(items, rank, layers, config_.num_layers);
-    });
-  }));
+  KVRELAY_RETURN_IF_ERROR(RunStages(step, items));
 
   size_t row = 0;
   for (size_t i = 0; i < items.size(); ++i) {

@@ -1,8 +1,9 @@
-// Runs a model over a paged KV cache: owns the tensor-parallel ranks, their weights and their cache
-// memory, and the pool that says whose the blocks are. One Step runs any mix of prompt chunks and
-// single decoding tokens.
+// Runs a model over a paged KV cache: owns the ranks, pipeline stages of tensor-parallel ones,
+// their weights and their cache memory, and the pool that says whose the blocks are. One Step runs
+// any mix of prompt chunks and single decoding tokens, through one stage after the other.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -16,7 +17,7 @@
 #include "engine/engine_options.h"
 #include "engine/model.h"
 #include "engine/model_config.h"
-#include "engine/tp_group.h"
+#include "engine/pipeline.h"
 #include "kvcache/block_pool.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/lease_record.h"
@@ -27,7 +28,7 @@ namespace kvrelay::engine {
 
 // How far one sequence's chunk is, in positions of its token sequence. Runs on the thread of `rank`
 // while it computes (so must be quick): after each layer, and with tokens == the chunk's end once
-// all layers are written on that rank.
+// all layers that the rank holds are written.
 using ProgressFn = std::function<void(uint32_t rank, const Progress& progress)>;
 
 // Tokens of one sequence to run in a step. Spans are valid during Step.
@@ -69,9 +70,10 @@ class ModelRunner {
   Result<std::vector<ItemResult>> Step(std::span<const StepItem> items);
 
   const ModelConfig& config() const { return config_; }
-  uint32_t tp_size() const { return group_.size(); }
+  uint32_t tp_size() const { return stages_.front().group->size(); }
+  uint32_t pp_size() const { return static_cast<uint32_t>(stages_.size()); }
   uint32_t block_size() const { return block_size_; }
-  const std::vector<KvRank>& ranks() const { return ranks_; }
+  const std::vector<KvRank>& ranks() const { return ranks_; }  // stage by stage
   const std::shared_ptr<BlockPool>& pool() const { return pool_; }
   uint64_t kv_bytes() const;  // of all ranks
 
@@ -84,19 +86,21 @@ class ModelRunner {
     std::vector<attention::Sequence> sequences;  // by item
     std::vector<uint32_t> logit_rows;
     std::vector<float> logits;
+    std::array<std::vector<float>, 2> between;  // stages: out of one, into the next
   };
 
-  ModelRunner(const ModelConfig& config, const EngineOptions& options);
+  ModelRunner(const ModelConfig& config, const EngineOptions& options, std::vector<Stage> stages);
   Status AllocateKv(const EngineOptions& options);
   Status Check(const StepItem& item) const;
   void GatherRows(std::span<const StepItem> items);
+  Status RunStages(const StepRows& step, std::span<const StepItem> items);
   static void Report(std::span<const StepItem> items, uint32_t rank, uint32_t layers,
                      uint32_t all_layers);
 
   const ModelConfig config_;
   const uint32_t block_size_;
   const attention::RelayConfig relay_;
-  TpGroup group_;
+  const std::vector<Stage> stages_;
   std::vector<KvRank> ranks_;
   std::vector<KvView> views_;  // by rank
   std::shared_ptr<BlockPool> pool_;

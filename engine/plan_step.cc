@@ -11,7 +11,7 @@ void Scheduler::PlanPrefix(Sequence& sequence, uint32_t& budget, std::vector<Wor
   const std::shared_ptr<PendingPrefix>& prefix = sequence.pending;
   const auto planned = std::find_if(works.begin(), works.end(),
                                     [&](const Work& work) { return work.prefix == prefix; });
-  const ProgressFn& progress = sequence.begin.prefix_progress;
+  const ProgressFn& progress = sequence.begin.progress;
   if (planned != works.end()) {
     if (progress) planned->progress.push_back(&progress);
     return;
@@ -43,7 +43,7 @@ void Scheduler::PlanTokens(Sequence& sequence, uint32_t& budget, std::vector<Wor
   work.item.prefix = sequence.prefix_blocks();
   work.item.blocks = sequence.blocks.blocks();
   work.item.want_logits = sequence.request.kind != RequestKind::kPrefill && take == left;
-  if (sequence.begin.prompt_progress) work.progress.push_back(&sequence.begin.prompt_progress);
+  if (sequence.begin.progress) work.progress.push_back(&sequence.begin.progress);
   works.push_back(std::move(work));
 }
 

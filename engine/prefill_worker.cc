@@ -58,6 +58,14 @@ Status PrefillWorker::Submit(const JobPtr& job, proto::Prefill prefill) {
                                      ", prefill " + agent_.endpoint() + " has " +
                                      engine_.fingerprint().ToHex()};
   }
+  const uint64_t prompt_tokens = prefill.system_ids.size() + prefill.token_ids.size();
+  if (prefill.prefix_tokens > prefill.system_ids.size() ||
+      (prefill.prefix_tokens > 0 && prefill.prefix_tokens == prompt_tokens)) {
+    return {Code::kInvalidArgument,
+            "PREFILL: a prefix of " + std::to_string(prefill.prefix_tokens) + " tokens of " +
+                std::to_string(prefill.system_ids.size()) + " system tokens and " +
+                std::to_string(prefill.token_ids.size()) + " others"};
+  }
   Request request;
   request.kind = RequestKind::kPrefill;
   request.system_ids = std::move(prefill.system_ids);
@@ -67,6 +75,8 @@ Status PrefillWorker::Submit(const JobPtr& job, proto::Prefill prefill) {
   std::vector<uint32_t> prompt = request.system_ids;
   prompt.insert(prompt.end(), request.token_ids.begin(), request.token_ids.end());
   job->prompt_hash = PromptHash(engine_.fingerprint(), prompt);
+  job->prefix_tokens = prefill.prefix_tokens;
+  job->prefix_hash = PrefixHash(engine_.fingerprint(), std::span(prompt).first(job->prefix_tokens));
   // From the engine's thread to ours, in order.
   request.on_admitted = [this, job](RequestNumber, Admission admission) {
     agent_.Post([this, job, held = std::make_shared<Admission>(std::move(admission))] {
@@ -82,7 +92,9 @@ Status PrefillWorker::Submit(const JobPtr& job, proto::Prefill prefill) {
   return Status::Ok();
 }
 
-void PrefillWorker::OnAdmitted(const JobPtr& job, Admission& admission) {
+// The reader cuts the prompt where its own blocks end. Where ours end is our business: both leases
+// may hold the block with the cut, and blocks of our own prefix and of the request.
+void PrefillWorker::OnAdmitted(const JobPtr& job, const Admission& admission) {
   if (job->over) return;
   job->ticket = {.owner = agent_.engine(),
                  .incarnation = agent_.incarnation(),
@@ -90,21 +102,28 @@ void PrefillWorker::OnAdmitted(const JobPtr& job, Admission& admission) {
                  .model = engine_.fingerprint(),
                  .prompt = {},
                  .prefixes = {}};
-  job->offers_left = admission.prefix_tokens > 0 ? 2 : 1;
-  if (admission.prefix_tokens > 0) {
-    Offer(job, {.blocks = std::move(admission.prefix_blocks),
-                .first_token = 0,
-                .tokens = admission.prefix_tokens,
-                .hash = admission.prefix_hash,
-                .prefix = true,
-                .finished = admission.prefix_cached});
+  BlockTable all = admission.prefix_blocks.Share();
+  all.Append(admission.blocks.Share());
+  const uint32_t block_size = engine_.runner().block_size();
+  job->offers_left = job->prefix_tokens > 0 ? 2 : 1;
+  if (job->prefix_tokens > 0) {
+    const uint32_t blocks = (job->prefix_tokens + block_size - 1) / block_size;
+    Offer(job,
+          {.blocks = {all.Share(0, blocks), 0},
+           .first_token = 0,
+           .tokens = job->prefix_tokens,
+           .hash = job->prefix_hash,
+           .prefix = true,
+           .finished = admission.prefix_cached && job->prefix_tokens <= admission.prefix_tokens});
   }
-  Offer(job, {.blocks = std::move(admission.blocks),
-              .first_token = admission.prefix_tokens,
-              .tokens = job->tokens - admission.prefix_tokens,
-              .hash = job->prompt_hash,
-              .prefix = false,
-              .finished = false});
+  const uint32_t first_block = job->prefix_tokens / block_size;
+  Offer(job,
+        {.blocks = {all.Share(first_block, all.size() - first_block), first_block * block_size},
+         .first_token = job->prefix_tokens,
+         .tokens = job->tokens - job->prefix_tokens,
+         .hash = job->prompt_hash,
+         .prefix = false,
+         .finished = false});
 }
 
 void PrefillWorker::Offer(const JobPtr& job, agent::OfferRequest request) {
@@ -130,28 +149,28 @@ void PrefillWorker::OnOffered(const JobPtr& job, proto::TicketPart part, bool pr
   if (job->offers_left > 0) return;
 
   engine::Begin begin;
-  begin.prompt_progress = ProgressOf(job->ticket.prompt.lease);
-  bool live = begin.prompt_progress != nullptr;
-  if (!job->ticket.prefixes.empty()) {
-    begin.prefix_progress = ProgressOf(job->ticket.prefixes.front().lease);
-    live = live && begin.prefix_progress != nullptr;
+  begin.progress = ProgressOf(job->leases);
+  if (!begin.progress) {
+    return Fail(job, {Code::kLeaseEnded, "the lease ended before the prefill began"});
   }
-  if (!live) return Fail(job, {Code::kLeaseEnded, "the lease ended before the prefill began"});
   engine_.Begin(job->number, std::move(begin));
   proto::PrefillReply reply;
   reply.ticket = job->ticket;
   job->responder->Reply(proto::Encode(reply), true);
 }
 
-// Null when the lease is not live on some rank.
-ProgressFn PrefillWorker::ProgressOf(const LeaseId& lease) const {
-  std::vector<std::shared_ptr<agent::ProgressWriter>> writers;
-  for (uint32_t rank = 0; rank < agent_.tp_size(); ++rank) {
-    writers.push_back(agent_.Writer(rank, lease));
-    if (!writers.back()) return nullptr;
+// Positions count for every lease, whatever part of the prompt it is on. Null when one is not live
+// on some rank.
+ProgressFn PrefillWorker::ProgressOf(const std::vector<LeaseId>& leases) const {
+  std::vector<std::vector<std::shared_ptr<agent::ProgressWriter>>> writers(agent_.num_ranks());
+  for (uint32_t rank = 0; rank < agent_.num_ranks(); ++rank) {
+    for (const LeaseId& lease : leases) {
+      writers[rank].push_back(agent_.Writer(rank, lease));
+      if (!writers[rank].back()) return nullptr;
+    }
   }
   return [writers = std::move(writers)](uint32_t rank, const Progress& progress) {
-    writers[rank]->Publish(progress);
+    for (const auto& writer : writers[rank]) writer->Publish(progress);
   };
 }
 

@@ -38,6 +38,9 @@ class PrefillWorker {
     RequestNumber number = 0;
     uint32_t tokens = 0;
     ContentHash prompt_hash;
+    // Of the reader's cut, which need not be where this engine's own shared prefix ends.
+    uint32_t prefix_tokens = 0;
+    ContentHash prefix_hash;
     std::vector<LeaseId> leases;
     proto::Ticket ticket;
     int offers_left = 0;
@@ -47,11 +50,11 @@ class PrefillWorker {
 
   void OnPrefill(std::string_view body, const agent::ResponderPtr& responder);
   Status Submit(const JobPtr& job, proto::Prefill prefill);
-  void OnAdmitted(const JobPtr& job, Admission& admission);
+  void OnAdmitted(const JobPtr& job, const Admission& admission);
   void Offer(const JobPtr& job, agent::OfferRequest request);
   void OnOffered(const JobPtr& job, proto::TicketPart part, bool prefix,
                  const Result<LeaseId>& lease);
-  ProgressFn ProgressOf(const LeaseId& lease) const;
+  ProgressFn ProgressOf(const std::vector<LeaseId>& leases) const;
   void OnDone(const JobPtr& job, const Outcome& outcome);
   void Fail(const JobPtr& job, const Status& status);
   void Close(const JobPtr& job, const std::string& outcome);

@@ -84,10 +84,9 @@ struct Begin {
   // prompt tokens is in the admission's blocks; the last prompt token is run again (which stores
   // equal values) for its logits.
   PrefixRef prefix{};
-  // kPrefill: told how far prefix and prompt are, in positions of the prompt, from now on; what is
+  // kPrefill: told how far the prompt is, in its positions, from now on; of a shared prefix what is
   // done already is told at once, on the engine's thread, for every rank. May be empty.
-  ProgressFn prefix_progress{};
-  ProgressFn prompt_progress{};
+  ProgressFn progress{};
 };
 
 // What bounds every request of an engine.

@@ -68,9 +68,9 @@ void Scheduler::Begin(RequestNumber number, engine::Begin begin) {
   sequence->begin = std::move(begin);
   const uint32_t in_prefix =
       sequence->pending ? sequence->pending->computed : sequence->shared_tokens;
-  if (in_prefix == 0 || !sequence->begin.prefix_progress) return;
-  for (uint32_t rank = 0; rank < runner_.tp_size(); ++rank) {
-    sequence->begin.prefix_progress(rank, {in_prefix, in_prefix, 0});
+  if (in_prefix == 0 || !sequence->begin.progress) return;
+  for (uint32_t rank = 0; rank < runner_.ranks().size(); ++rank) {
+    sequence->begin.progress(rank, {in_prefix, in_prefix, 0});
   }
 }
 

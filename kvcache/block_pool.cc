@@ -36,9 +36,11 @@ BlockTable& BlockTable::operator=(BlockTable&& other) noexcept {
 
 BlockTable::~BlockTable() { Reset(); }
 
-BlockTable BlockTable::Share() const {
-  if (pool_ != nullptr) pool_->AddRef(blocks_);
-  return {pool_, blocks_};
+BlockTable BlockTable::Share(size_t first, size_t count) const {
+  assert(first <= blocks_.size() && count <= blocks_.size() - first);
+  const auto part = blocks().subspan(first, count);
+  if (pool_ != nullptr) pool_->AddRef(part);
+  return {pool_, {part.begin(), part.end()}};
 }
 
 void BlockTable::Append(BlockTable tail) {

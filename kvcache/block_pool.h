@@ -28,8 +28,9 @@ class BlockTable {
   std::span<const BlockId> blocks() const { return blocks_; }
   size_t size() const { return blocks_.size(); }
   bool empty() const { return blocks_.empty(); }
-  // Another holder of the same blocks.
-  BlockTable Share() const;
+  // Another holder of the same blocks, or of `count` of them from `first` on.
+  BlockTable Share() const { return Share(0, blocks_.size()); }
+  BlockTable Share(size_t first, size_t count) const;
   // Takes over `tail`'s blocks, after ours. Same pool.
   void Append(BlockTable tail);
   void Reset();

@@ -146,6 +146,20 @@ Status CheckServable(const KvLayout& owner, const KvShard& owner_shard, const Kv
   return CheckLayers({owner, owner_shard, {}}, {reader, reader_shard, {}});
 }
 
+Status CheckTables(std::string_view name, const PullSide& side, TokenRange tokens) {
+  for (uint32_t index = 0; index < side.layout.num_kinds(); ++index) {
+    const KvKind kind = side.layout.kind(index);
+    TokenRange held = tokens;
+    if (kind.window > 0) {
+      held.begin = std::clamp(internal::TableOf(side, index).held_from, held.begin, held.end);
+    }
+    if (side.layout.opaque()) held.begin -= held.begin % kind.block_size;  // pages are not cut
+    const auto found = internal::SideOf(name, side, index, held);
+    if (!found.has_value()) return found.error();
+  }
+  return Status::Ok();
+}
+
 Result<CopyPlan> PlanPull(const PullSide& owner, const PullSide& reader, uint32_t head_begin,
                           uint32_t head_end, TokenRange tokens, uint32_t head_group,
                           LayerRange layers) {
@@ -160,6 +174,7 @@ Result<CopyPlan> PlanPull(const PullSide& owner, const PullSide& reader, uint32_
     const KvKind to = reader.layout.kind(common.reader_kind);
     if (from.head_group != head_group) continue;
     const TokenRange needed = internal::NeededTokens(reader, common.reader_kind, tokens);
+    if (needed.size() == 0) continue;
     KVRELAY_ASSIGN_OR_RETURN(const internal::PlanSide src,
                              internal::SideOf("owner", owner, common.owner_kind, needed));
     KVRELAY_ASSIGN_OR_RETURN(const internal::PlanSide dst,
@@ -184,12 +199,12 @@ Result<std::vector<StreamShape>> StreamsOf(const PullSide& owner, const PullSide
     const KvKind kind = owner.layout.kind(common.owner_kind);
     if (kind.head_group != source.head_group) continue;
     const TokenRange needed = internal::NeededTokens(reader, common.reader_kind, tokens);
+    if (needed.size() == 0) continue;
     for (const bool is_owner : {true, false}) {
       const auto side = is_owner ? internal::SideOf("owner", owner, common.owner_kind, needed)
                                  : internal::SideOf("reader", reader, common.reader_kind, needed);
       if (!side.has_value()) return Error(side.error());
     }
-    if (needed.size() == 0) continue;
     shapes.push_back({.layers = common.layers,
                       .head_group = source.head_group,
                       .head_begin = source.head_begin,

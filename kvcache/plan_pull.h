@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
+#include <vector>
 
 #include "base/status.h"
 #include "kvcache/copy_plan.h"
@@ -30,6 +32,15 @@ struct TableView {
   uint32_t held_from = 0;
 };
 
+// The same with block ids of its own, as it travels.
+struct KvTable {
+  std::vector<BlockId> blocks;
+  uint32_t first_token = 0;
+  uint32_t held_from = 0;
+  bool operator==(const KvTable&) const = default;
+  TableView view() const { return {blocks, first_token, held_from}; }
+};
+
 // One side of a pull.
 struct PullSide {
   const KvLayout& layout;
@@ -47,6 +58,10 @@ struct PullSide {
 // business.
 Status CheckServable(const KvLayout& owner, const KvShard& owner_shard, const KvLayout& reader,
                      const KvShard& reader_shard);
+
+// Whether the tables of `side` give blocks that exist to all of `tokens` in every kind of layers
+// (where they keep a window: to what they hold of it). kInvalidArgument, which begins with `name`.
+Status CheckTables(std::string_view name, const PullSide& side, TokenRange tokens);
 
 // Global layers, [begin, end).
 struct LayerRange {

@@ -101,9 +101,9 @@ struct Start {
   Incarnation leader = 0;
   Incarnation rank_incarnation = 0;
   LeaseId lease;
-  std::vector<BlockId> blocks;
-  uint32_t first_token = 0;
-  uint32_t tokens = 0;  // positions [first_token, first_token + tokens)
+  std::vector<KvTable> tables;  // by kind of layers; kinds behind them use the first
+  uint32_t first_token = 0;     // maybe inside a block
+  uint32_t tokens = 0;          // positions [first_token, first_token + tokens)
   ContentHash prompt_hash;
   uint32_t cap_ms = 0;  // the rank ends the lease itself after this
 };
@@ -155,10 +155,9 @@ struct ClaimRank {
   KvShard shard;
 };
 struct ClaimReply {
-  std::vector<BlockId> blocks;  // the same on all ranks
+  std::vector<KvTable> tables;  // as in Start; the same on all ranks
   uint32_t first_token = 0;
   uint32_t tokens = 0;
-  uint32_t block_size = 0;
   std::vector<ClaimRank> ranks;
   uint32_t ttl_ms = 0;  // heartbeat at least three times in it
 };
@@ -211,8 +210,7 @@ struct Pull {
   ContentHash hash;
   ClaimReply claim;
   TokenRange tokens;
-  std::vector<BlockId> own_blocks;
-  uint32_t own_first_token = 0;
+  std::vector<KvTable> own_tables;
   uint32_t timeout_ms = 0;
 };
 struct PullReply {
@@ -238,6 +236,7 @@ struct PingReply {
   Incarnation incarnation = 0;
   std::string version;
   ContentHash model;
+  std::string model_text;  // "bard-4m: 6 layers x 4 KV heads x 32", for messages
   bool draining = false;
 };
 struct HealthReply {
@@ -253,6 +252,7 @@ struct Prefill {
   std::string request_id;
   std::vector<uint32_t> system_ids;
   std::vector<uint32_t> token_ids;
+  uint32_t prefix_tokens = 0;  // of the system ids: on a lease of their own, the ticket's prefix
   ContentHash model;
   uint32_t timeout_ms = 0;
 };

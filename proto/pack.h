@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "proto/block_runs.h"
 #include "proto/schema.h"
 
 namespace kvrelay::proto {
@@ -118,6 +119,21 @@ void PackField(Packer& out, const S& message, const Field<S, std::vector<TensorP
     out.pack(run.step.region);
     out.pack(run.first.offset);
     out.pack(run.step.offset);
+  }
+}
+
+// [first token, held from, blocks] of each.
+template <typename S>
+void PackField(Packer& out, const S& message, const Field<S, std::vector<KvTable>>& field) {
+  const std::vector<KvTable>& tables = message.*field.member;
+  PackText(out, field.name);
+  out.pack_array(static_cast<uint32_t>(tables.size()));
+  for (const KvTable& table : tables) {
+    out.pack_array(3);
+    out.pack(table.first_token);
+    out.pack(table.held_from);
+    const std::string blocks = PackBlocks(table.blocks);
+    PackBytes(out, blocks.data(), blocks.size());
   }
 }
 

@@ -22,7 +22,8 @@ template <typename S, typename M>
 struct Field {
   std::string_view name;
   M S::*member;
-  uint64_t max;      // numbers: the largest; strings: bytes; arrays: elements; the rest: not used
+  uint64_t max;      // numbers: the largest; strings: bytes; arrays: elements, of block tables all
+                     // blocks together; the rest: not used
   uint64_t min = 0;  // strings only
   bool opaque = false;  // a string that is not text: msgpack bin
 };
@@ -214,7 +215,7 @@ struct Schema<Start> {
   static constexpr auto kFields = std::tuple{Any("leader", &Start::leader),
                                              Any("rank_incarnation", &Start::rank_incarnation),
                                              Any("lease", &Start::lease),
-                                             List("blocks", &Start::blocks, kMaxBlocks),
+                                             List("tables", &Start::tables, kMaxBlocks),
                                              Number("first_token", &Start::first_token, kMaxTokens),
                                              Number("tokens", &Start::tokens, kMaxTokens),
                                              Any("prompt_hash", &Start::prompt_hash),
@@ -283,10 +284,9 @@ template <>
 struct Schema<ClaimReply> {
   static constexpr std::string_view kName = "CLAIM_REPLY";
   static constexpr auto kFields =
-      std::tuple{List("blocks", &ClaimReply::blocks, kMaxBlocks),
+      std::tuple{List("tables", &ClaimReply::tables, kMaxBlocks),
                  Number("first_token", &ClaimReply::first_token, kMaxTokens),
                  Number("tokens", &ClaimReply::tokens, kMaxTokens),
-                 Number("block_size", &ClaimReply::block_size, kMaxBlockSize),
                  List("ranks", &ClaimReply::ranks, kMaxRanks),
                  Number("ttl_ms", &ClaimReply::ttl_ms, kMaxDurationMs)};
 };
@@ -349,8 +349,7 @@ struct Schema<Pull> {
                  Any("hash", &Pull::hash),
                  Any("claim", &Pull::claim),
                  Any("tokens", &Pull::tokens),
-                 List("own_blocks", &Pull::own_blocks, kMaxBlocks),
-                 Number("own_first_token", &Pull::own_first_token, kMaxTokens),
+                 List("own_tables", &Pull::own_tables, kMaxBlocks),
                  Number("timeout_ms", &Pull::timeout_ms, kMaxDurationMs)};
 };
 template <>
@@ -383,8 +382,11 @@ template <>
 struct Schema<PingReply> {
   static constexpr std::string_view kName = "PING_REPLY";
   static constexpr auto kFields =
-      std::tuple{Any("engine", &PingReply::engine), Any("incarnation", &PingReply::incarnation),
-                 Text("version", &PingReply::version, kMaxName), Any("model", &PingReply::model),
+      std::tuple{Any("engine", &PingReply::engine),
+                 Any("incarnation", &PingReply::incarnation),
+                 Text("version", &PingReply::version, kMaxName),
+                 Any("model", &PingReply::model),
+                 Text("model_text", &PingReply::model_text, kMaxErrorText),
                  Any("draining", &PingReply::draining)};
 };
 template <>
@@ -404,7 +406,9 @@ struct Schema<Prefill> {
   static constexpr auto kFields =
       std::tuple{Text("request_id", &Prefill::request_id, kMaxName),
                  List("system_ids", &Prefill::system_ids, kMaxTokens),
-                 List("token_ids", &Prefill::token_ids, kMaxTokens), Any("model", &Prefill::model),
+                 List("token_ids", &Prefill::token_ids, kMaxTokens),
+                 Number("prefix_tokens", &Prefill::prefix_tokens, kMaxTokens),
+                 Any("model", &Prefill::model),
                  Number("timeout_ms", &Prefill::timeout_ms, kMaxDurationMs)};
 };
 template <>

@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "proto/block_runs.h"
 #include "proto/schema.h"
 
 namespace kvrelay::proto {
@@ -186,6 +187,37 @@ Check UnpackField(const msgpack::object& from, S& to,
       place.region += step.region;
       place.offset += step.offset;
     }
+  }
+  return {};
+}
+
+// Block tables, see pack.h.
+template <typename S>
+Check UnpackField(const msgpack::object& from, S& to, const Field<S, std::vector<KvTable>>& field) {
+  if (from.type != msgpack::type::ARRAY) return Failure::Here("is not an array");
+  if (from.via.array.size > kMaxKinds) {
+    return Failure::Here("has " + std::to_string(from.via.array.size) + " tables, more than " +
+                         std::to_string(kMaxKinds));
+  }
+  std::vector<KvTable>& tables = to.*field.member;
+  tables.clear();
+  uint64_t left = field.max;
+  for (uint32_t i = 0; i < from.via.array.size; ++i) {
+    const msgpack::object& table = from.via.array.ptr[i];
+    const std::string index = "[" + std::to_string(i) + "]";
+    if (table.type != msgpack::type::ARRAY || table.via.array.size != 3 ||
+        table.via.array.ptr[2].type != msgpack::type::BIN) {
+      return Failure::Here("is not an array of 2 numbers and blocks").Under(index);
+    }
+    const msgpack::object* const values = table.via.array.ptr;
+    KvTable& to_table = tables.emplace_back();
+    Check bad = UnpackValue(values[0], to_table.first_token, kMaxTokens);
+    if (!bad) bad = UnpackValue(values[1], to_table.held_from, kMaxTokens);
+    if (bad) return std::move(*bad).Under(index);
+    auto blocks = UnpackBlocks({values[2].via.bin.ptr, values[2].via.bin.size}, left);
+    if (!blocks.has_value()) return Failure::Here(blocks.error().message()).Under(index);
+    left -= blocks->size();
+    to_table.blocks = std::move(*blocks);
   }
   return {};
 }

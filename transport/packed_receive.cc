@@ -117,10 +117,10 @@ Status PackedReceiver::Take(Stream& stream, const PackedHeader& header,
                  "the lease ended while chunk " + std::to_string(header.chunk) + " was packed");
   }
   KVRELAY_ASSIGN_OR_RETURN(const CopyPlan plan, expected.plan.plan_chunk(header.chunk));
-  if (plan.bytes() != data.size()) {
+  if (plan.src_bytes() != data.size()) {
     return Error(Code::kInternal, "chunk " + std::to_string(header.chunk) + " has " +
                                       std::to_string(data.size()) + " bytes, its plan " +
-                                      std::to_string(plan.bytes()));
+                                      std::to_string(plan.src_bytes()));
   }
   const uint64_t chunk_bytes = data.size();
   KVRELAY_RETURN_IF_ERROR(plan.Validate(std::span(&chunk_bytes, 1), local_bytes_));

@@ -112,14 +112,14 @@ class KvConnectorTest : public testing::TestWithParam<std::string> {
     BlockTable blocks = owner.pool->Allocate((kTokens + kBlockSize - 1) / kBlockSize).value();
     owner.ForEachRow(blocks.blocks(), [](float* row, float value) { std::fill_n(row, 8, value); });
     OfferRequest offer;
-    offer.blocks = std::move(blocks);
+    offer.blocks = {std::move(blocks), 0};
     offer.tokens = kTokens;
     offer.hash.bytes[0] = 9;
     offer.finished = true;
     owner.connector->Offer(std::move(offer));
     auto done = owner.WaitFor([](const auto& finished) { return !finished.offers.empty(); });
     proto::Ticket ticket = done.offers.front().second.value();
-    for (uint32_t rank = 0; rank < owner.agent->tp_size(); ++rank) {
+    for (uint32_t rank = 0; rank < owner.agent->num_ranks(); ++rank) {
       owner.agent->Writer(rank, ticket.prompt.lease)
           ->Publish({.tokens = kTokens, .chunk_end = kTokens, .layers = 0});
     }
@@ -127,7 +127,7 @@ class KvConnectorTest : public testing::TestWithParam<std::string> {
   }
   LoadRequest LoadInto(Side& reader, const proto::Ticket& ticket, const BlockTable& blocks) {
     return {.ticket = ticket,
-            .blocks = blocks.Share(),
+            .blocks = {blocks.Share(), 0},
             .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(15)};
   }
 

@@ -195,6 +195,68 @@ TEST(ModelRunnerTest, ProgressIsToldPerRankAndLayer) {
   }
 }
 
+// The same sums in the same order, however the layers lie on stages: not a bit differs.
+TEST(ModelRunnerTest, StagesChangeNothing) {
+  constexpr const char* kThreeLayers = "tests/engine/data/tiny-head-dim";
+  std::mt19937_64 random(TestSeed());
+  std::vector<uint32_t> ids = RandomIds(random, 45);
+  for (uint32_t& id : ids) id %= 83;  // its vocabulary
+  for (const uint32_t tp : {1U, 2U}) {
+    EngineOptions options = SmallOptions(kThreeLayers);
+    options.tp = tp;
+    const std::vector<float> want = LogitsOf(*MakeRunner(options), ids, 16);
+    for (const std::vector<uint32_t>& layers :
+         {std::vector<uint32_t>{}, {1, 2}, {2, 1}, {1, 1, 1}}) {
+      options.pp = layers.empty() ? 2 : static_cast<uint32_t>(layers.size());
+      options.pp_layers = layers;
+      const auto runner = MakeRunner(options);
+      EXPECT_EQ(runner->ranks().size(), tp * options.pp);
+      EXPECT_EQ(LogitsOf(*runner, ids, 16), want) << "tp " << tp << ", pp " << options.pp;
+    }
+  }
+}
+
+TEST(ModelRunnerTest, EachStageHoldsItsLayersAndTellsOfThem) {
+  EngineOptions options = SmallOptions("tests/engine/data/tiny-head-dim");  // 3 layers
+  options.tp = 2;
+  options.pp = 2;
+  const auto runner = MakeRunner(options);
+  std::vector<std::pair<uint32_t, uint32_t>> layers;
+  for (const KvRank& rank : runner->ranks()) {
+    EXPECT_EQ(rank.layout.layers(), rank.shard.layer_count);
+    layers.emplace_back(rank.shard.layer_begin, rank.shard.layer_count);
+  }
+  using Held = std::pair<uint32_t, uint32_t>;
+  EXPECT_THAT(layers, testing::ElementsAre(Held{0, 2}, Held{0, 2}, Held{2, 1}, Held{2, 1}));
+
+  std::vector<std::vector<Progress>> seen(4);
+  const ProgressFn fn = [&](uint32_t rank, const Progress& progress) {
+    seen[rank].push_back(progress);
+  };
+  const ProgressFn* const fns[] = {&fn};
+  const std::vector<uint32_t> ids(12, 3);
+  const auto blocks = runner->pool()->Allocate(1);
+  const StepItem item{.token_ids = ids, .blocks = blocks->blocks(), .progress = fns};
+  ASSERT_TRUE(runner->Step({&item, 1}));
+  for (const uint32_t rank : {0U, 1U}) {
+    EXPECT_THAT(seen[rank], testing::ElementsAre(Progress{0, 12, 1}, Progress{12, 12, 0}));
+    EXPECT_THAT(seen[rank + 2], testing::ElementsAre(Progress{12, 12, 0}));
+  }
+
+  const auto refusal = [&](uint32_t pp, const std::vector<uint32_t>& split) {
+    options.pp = pp;
+    options.pp_layers = split;
+    return ModelRunner::Create(*LoadModelConfig(options.model_dir),
+                               *Checkpoint::Open(options.model_dir), options)
+        .error()
+        .message();
+  };
+  EXPECT_THAT(refusal(4, {}), HasSubstr("pp = 4 is more than num_hidden_layers = 3"));
+  for (const std::vector<uint32_t>& split : {std::vector<uint32_t>{3}, {1, 1}, {3, 0}, {2, 2}}) {
+    EXPECT_THAT(refusal(2, split), HasSubstr("are not the layers of pp = 2 stages"));
+  }
+}
+
 TEST(ModelRunnerTest, BadItemsAreRefusedBeforeAnythingRuns) {
   const auto runner = MakeRunner(SmallOptions(kModel));
   const std::vector<uint32_t> ids(20, 3);

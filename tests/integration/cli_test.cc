@@ -124,7 +124,7 @@ TEST_F(CliStory, OneProcessGivesTheSameIdsWhateverItsShape) {
   const std::vector<uint32_t> ids = GenerateLocal(prompt);
   EXPECT_THAT(ids, SizeIs(24));
   for (const std::string shape :
-       {"--tp=2", "--kv_layout=hnd", "--block_size=7", "--prefill_chunk=5"}) {
+       {"--tp=2", "--pp=4", "--kv_layout=hnd", "--block_size=7", "--prefill_chunk=5"}) {
     Args args = prompt;
     args.push_back(shape);
     EXPECT_EQ(GenerateLocal(args), ids) << shape;

@@ -58,12 +58,13 @@ TEST_F(DaemonStory, TwoDaemonsSayWhatOneProcessSays) {
 
 TEST_F(DaemonStory, TheReadyLineTellsWhatAScriptNeeds) {
   Daemon& prefill =
-      StartPrefill({"--tp=2", "--kv_blocks=8MiB", "--engine_id=" + std::string(32, 'a')});
+      StartPrefill({"--tp=2", "--pp=3", "--kv_blocks=8MiB", "--engine_id=" + std::string(32, 'a')});
   const Json& ready = prefill.ready();
   EXPECT_EQ(ready["schema"], 1);
   EXPECT_EQ(ready["ready"], true);
   EXPECT_EQ(ready["role"], "prefill");
   EXPECT_EQ(ready["tp"], 2);
+  EXPECT_EQ(ready["pp"], 3);
   EXPECT_EQ(ready["pid"], prefill.pid());
   EXPECT_EQ(ready["engine_id"], std::string(32, 'a'));
   EXPECT_LE(ready["kv_bytes"], 8 << 20);

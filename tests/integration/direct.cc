@@ -9,7 +9,7 @@
 
 #include "agent/table_hash.h"
 #include "base/random.h"
-#include "kvcache/plan_pull.h"
+#include "kvcache/owned_side.h"
 #include "proto/codec.h"
 
 namespace kvrelay::integration {
@@ -145,7 +145,7 @@ GuardExpectation DirectReader::GuardFor(const proto::Ticket& ticket, const proto
   std::copy_n(meta.table_hash_key.begin(), key.size(), key.begin());
   return {.epoch = rank.epoch,
           .incarnation = rank.incarnation,
-          .table_hash = agent::TableHash(key, claim.blocks, ticket.prompt.hash, claim.first_token,
+          .table_hash = agent::TableHash(key, claim.tables, ticket.prompt.hash, claim.first_token,
                                          claim.tokens),
           .extent = {.tokens = claim.first_token + claim.tokens}};
 }
@@ -211,9 +211,10 @@ void DirectMapping::RunUntil(const std::function<bool()>& done) {
 
 transport::Completion DirectMapping::Read(const proto::ClaimReply& claim,
                                           const proto::ClaimRank& rank) {
-  const PullSide side{meta_.layout, meta_.shard, {claim.blocks, claim.first_token}};
-  const auto plan = PlanPull(side, side, meta_.shard.head_begin, meta_.shard.head_end(),
-                             {claim.first_token, claim.first_token + claim.tokens});
+  const OwnedSide side(meta_.layout, meta_.shard, claim.tables);
+  const auto plan =
+      PlanPull(side.view(), side.view(), meta_.shard.head_begin, meta_.shard.head_end(),
+               {claim.first_token, claim.first_token + claim.tokens});
   if (!plan) return {.status = plan.error(), .before = {}, .after = {}, .bytes = 0};
   std::optional<transport::Completion> completion;
   transport_->Read(peer_, transport::Whole(*plan),

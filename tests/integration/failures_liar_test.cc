@@ -35,18 +35,18 @@ auto GarbageFor(Type type) {
 std::vector<Lie> Lies(const std::string& transport) {
   std::vector<Lie> lies = {
       {"FewerBlocksThanThePromptNeeds",
-       {.claim = [](auto& claim) { claim.blocks.resize(2); }},
+       {.claim = [](auto& claim) { claim.tables[0].blocks.resize(2); }},
        "kIncompatible",
-       "2 blocks of 16"},
+       "owner's table covers tokens 0 to 32"},
       {"NoBlocks",
-       {.claim = [](auto& claim) { claim.blocks.clear(); }},
+       {.claim = [](auto& claim) { claim.tables[0].blocks.clear(); }},
        "kIncompatible",
-       "0 blocks"},
+       "owner's table covers tokens 0 to 0"},
+      {"NoTables",
+       {.claim = [](auto& claim) { claim.tables.clear(); }},
+       "kIncompatible",
+       "owner's table covers tokens 0 to 0"},
       {"FewerTokens", {.claim = [](auto& claim) { claim.tokens = 7; }}, "kIncompatible", "+7"},
-      {"OtherBlockSize",
-       {.claim = [](auto& claim) { claim.block_size = 8; }},
-       "kIncompatible",
-       "block size there 8, here 16"},
       {"NoRanks", {.claim = [](auto& claim) { claim.ranks.clear(); }}, "kIncompatible", "0 ranks"},
       {"RanksThatContradictEachOther",
        {.claim =
@@ -112,7 +112,7 @@ std::vector<Lie> Lies(const std::string& transport) {
   // Where the owner packs, block ids mean nothing to the reader.
   if (transport == "mapped") {
     lies.push_back({"BlocksOutOfRange",
-                    {.claim = [](auto& claim) { claim.blocks.back() = 1U << 30; }},
+                    {.claim = [](auto& claim) { claim.tables[0].blocks.back() = 1U << 30; }},
                     "kIncompatible",
                     "1073741824"});
   }

@@ -144,7 +144,7 @@ TEST_F(BadMessages, StrangersDoNotCommandRanks) {
   const proto::Start start{.leader = 5,
                            .rank_incarnation = claim->ranks[1].incarnation,
                            .lease = ticket->prompt.lease,
-                           .blocks = {0, 1},
+                           .tables = {{.blocks = {0, 1}}},
                            .first_token = 0,
                            .tokens = 20,
                            .prompt_hash = ticket->prompt.hash,

@@ -76,7 +76,7 @@ TEST_F(Tickets, ARepeatedClaimIsTheSameAndOneAfterItsReleaseIsRefused) {
   const auto claim = reader->Claim(ticket);
   const auto again = reader->Claim(ticket);
   ASSERT_TRUE(claim && again);
-  EXPECT_EQ(again->blocks, claim->blocks);
+  EXPECT_EQ(again->tables, claim->tables);
   EXPECT_EQ(again->ranks[0].epoch, claim->ranks[0].epoch);
   ASSERT_TRUE(reader->Release(ticket).ok());
   ASSERT_TRUE(reader->Release(ticket).ok()) << "idempotent";

@@ -30,6 +30,7 @@ FakePrefill::FakePrefill(Truth truth, Lies lies)
                                                     .incarnation = kIncarnation,
                                                     .version = "fake",
                                                     .model = truth_.model,
+                                                    .model_text = "fake",
                                                     .draining = false}),
                      false);
   });
@@ -94,10 +95,9 @@ void FakePrefill::OnPrefill(std::string_view body, const agent::ResponderPtr& re
 
 proto::ClaimReply FakePrefill::MakeClaim(const proto::Claim& claim) const {
   const uint32_t block_size = truth_.meta.layout.block_size;
-  proto::ClaimReply reply{.blocks = {},
+  proto::ClaimReply reply{.tables = {{}},
                           .first_token = 0,
                           .tokens = claim.tokens,
-                          .block_size = block_size,
                           .ranks = {{.endpoint = endpoint_,
                                      .rank = 0,
                                      .incarnation = truth_.meta.incarnation,
@@ -105,7 +105,9 @@ proto::ClaimReply FakePrefill::MakeClaim(const proto::Claim& claim) const {
                                      .epoch = 12,
                                      .shard = truth_.meta.shard}},
                           .ttl_ms = 10'000};
-  for (BlockId block = 0; block * block_size < claim.tokens; ++block) reply.blocks.push_back(block);
+  for (BlockId block = 0; block * block_size < claim.tokens; ++block) {
+    reply.tables.front().blocks.push_back(block);
+  }
   return reply;
 }
 

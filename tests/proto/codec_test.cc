@@ -250,9 +250,17 @@ TEST(Codec, StringsAndArraysAreBounded) {
             Expected<Meta>("table_hash_key", "has 15 bytes, not 16 to 16"));
 
   ClaimReply claim;
-  claim.blocks.resize(kMaxBlocks + 1);
+  claim.tables.resize(2);
+  for (BlockId block = 0; block <= kMaxBlocks; ++block) {
+    claim.tables[block > kMaxBlocks / 2 ? 1 : 0].blocks.push_back(block);
+  }
   EXPECT_EQ(Why<ClaimReply>(Encode(claim)),
-            Expected<ClaimReply>("blocks", "has 1048577 elements, more than 1048576"));
+            Expected<ClaimReply>("tables[1]", "has more than 524287 blocks"));
+  claim.tables[1].blocks.pop_back();
+  EXPECT_EQ(Why<ClaimReply>(Encode(claim)), "it decodes");
+  claim.tables.assign(kMaxKinds + 1, {});
+  EXPECT_EQ(Why<ClaimReply>(Encode(claim)),
+            Expected<ClaimReply>("tables", "has 65 tables, more than 64"));
 }
 
 TEST(Codec, WholeMessagesAreBounded) {

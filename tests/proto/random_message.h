@@ -45,6 +45,15 @@ void FillValue(Random& random, M& value, uint64_t max) {
   } else if constexpr (std::is_same_v<M, TensorPlace>) {
     value.region = static_cast<uint32_t>(random() % 3);
     value.offset = RandomNumber(random, UINT64_MAX);
+  } else if constexpr (std::is_same_v<M, KvTable>) {
+    value.first_token = static_cast<uint32_t>(RandomNumber(random, kMaxTokens));
+    value.held_from = static_cast<uint32_t>(RandomNumber(random, kMaxTokens));
+    while (random() % 4 != 0) {
+      const auto first = static_cast<uint32_t>(RandomNumber(random, UINT32_MAX - 8));
+      for (uint64_t i = random() % 8; i > 0; --i) {
+        value.blocks.push_back(first + 8 - static_cast<uint32_t>(i));
+      }
+    }
   } else if constexpr (std::is_unsigned_v<M>) {
     value = static_cast<M>(
         RandomNumber(random, std::min<uint64_t>(max, std::numeric_limits<M>::max())));

@@ -23,9 +23,9 @@ SimDecode::SimDecode(Host& host, Options options, Outcomes& outcomes)
   const Incarnation incarnation = host_.world.random.Next() | 1;
   links_ = std::make_unique<agent::RankLinks>(env, incarnation, endpoints);
   claims_ = std::make_unique<agent::Claims>(env, agent::EngineKey{options_.engine, incarnation});
-  context_ = std::make_unique<agent::ReaderContext>(agent::ReaderContext{
-      .env = env, .claims = *claims_, .ranks = *links_, .model = kModel, .block_size = kBlockSize});
-  prefixes_ = std::make_unique<agent::PrefixTable>(*context_, store_, *pool_);
+  context_ = std::make_unique<agent::ReaderContext>(
+      agent::ReaderContext{.env = env, .claims = *claims_, .ranks = *links_, .model = kModel});
+  prefixes_ = std::make_unique<agent::PrefixTable>(*context_, store_, *pool_, kBlockSize);
   prefills_ = std::make_unique<agent::PrefillPool>(env.clock, options_.prefills);
 }
 
@@ -65,7 +65,8 @@ void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration ho
       .prompt_hash = prompt.hash(),
       .prefix_hash = prompt.prefix_hash(),
       .prefix_tokens = prompt.prefix_tokens,
-      .blocks = [active] { return active->blocks.Share(); },
+      .blocks =
+          [active] { return HeldTables(active->blocks.Share(), active->prompt.prefix_tokens); },
       .deadline = active->deadline};
   const auto fetch = std::make_shared<agent::Fetch>(
       *context_, *prefixes_, *prefills_,
@@ -97,8 +98,9 @@ void SimDecode::Load(const Prompt& prompt, const proto::Ticket& ticket, Duration
   active->lease = ticket.prompt.lease;
   const auto load = std::make_shared<agent::Load>(
       *context_, *prefixes_,
-      agent::LoadRequest{
-          .ticket = ticket, .blocks = active->blocks.Share(), .deadline = active->deadline},
+      agent::LoadRequest{.ticket = ticket,
+                         .blocks = {active->blocks.Share(), prompt.prefix_tokens},
+                         .deadline = active->deadline},
       agent::Load::Events{
           .finished =
               [this, active](const Result<agent::LoadResult>& result) { OnLoaded(active, result); },

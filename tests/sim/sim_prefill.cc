@@ -25,7 +25,6 @@ SimPrefill::SimPrefill(Host& host, Options options, std::unique_ptr<SimRank> ran
   links_ = std::make_unique<agent::RankLinks>(env, host.world.random.Next() | 1, endpoints);
   owner_ = std::make_unique<agent::OwnerLeader>(env, *links_,
                                                 agent::OwnerOptions{.model = kModel,
-                                                                    .block_size = kBlockSize,
                                                                     .rank_shards = shards,
                                                                     .ttl = options_.ttl,
                                                                     .cap = options_.cap,
@@ -114,7 +113,7 @@ void SimPrefill::OnPrefill(std::string_view body, const agent::ResponderPtr& res
   responder->Reply(proto::Encode(accepted), true);
   job->offers_left = job->prefix ? 2 : 1;
   if (job->prefix) {
-    owner_->Offer({.blocks = job->prefix->blocks.Share(),
+    owner_->Offer({.blocks = {job->prefix->blocks.Share(), 0},
                    .first_token = 0,
                    .tokens = prompt.prefix_tokens,
                    .hash = prompt.prefix_hash(),
@@ -122,7 +121,7 @@ void SimPrefill::OnPrefill(std::string_view body, const agent::ResponderPtr& res
                    .finished = job->prefix->complete},
                   [this, job](const Result<LeaseId>& lease) { OnOffered(job, true, lease); });
   }
-  owner_->Offer({.blocks = job->blocks.Share(),
+  owner_->Offer({.blocks = {job->blocks.Share(), prompt.prefix_tokens},
                  .first_token = prompt.prefix_tokens,
                  .tokens = prompt.own_tokens,
                  .hash = prompt.hash(),

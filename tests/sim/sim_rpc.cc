@@ -19,7 +19,8 @@ namespace {
 
 std::string WithWrongTable(const std::string& body) {
   auto claim = *proto::Decode<proto::ClaimReply>(body);
-  claim.blocks.front() = (claim.blocks.front() + 1) % kBlocks;
+  BlockId& block = claim.tables.front().blocks.front();
+  block = (block + 1) % kBlocks;
   return proto::Encode(claim);
 }
 

@@ -44,7 +44,7 @@ void RankWatch::CheckLeases() {
     const Started* started = Find(live.lease);
     if (started == nullptr) return Violate("a lease lives that nobody started");
     const proto::Start& start = started->start;
-    for (const BlockId block : start.blocks) {
+    for (const BlockId block : start.tables.front().blocks) {
       const auto [it, first] = holders.emplace(block, &start);
       if (!first && it->second->prompt_hash != start.prompt_hash) {
         return Violate("block " + std::to_string(block) + " is in two live leases' hands");
@@ -52,8 +52,8 @@ void RankWatch::CheckLeases() {
     }
     const uint32_t end = std::min(live.progress.tokens, start.first_token + start.tokens);
     if (end > start.first_token &&
-        !CheckPart(memory_, start.blocks, start.first_token, start.prompt_hash, start.first_token,
-                   end - start.first_token)) {
+        !CheckPart(memory_, start.tables.front().blocks, start.tables.front().first_token,
+                   start.prompt_hash, start.first_token, end - start.first_token)) {
       return Violate("a live record promises tokens that are not in its blocks");
     }
     const auto [epoch, unused] = epochs_.emplace(live.epoch, live.lease);
@@ -67,7 +67,7 @@ void RankWatch::CheckLeases() {
 void RankWatch::CheckPulls() {
   std::map<BlockId, uint64_t> writers;
   for (const agent::ReaderRank::SessionInfo& session : reader_.List()) {
-    for (const BlockId block : pulls_.at(session.number).own_blocks) {
+    for (const BlockId block : pulls_.at(session.number).own_tables.front().blocks) {
       if (!writers.emplace(block, session.number).second) {
         return Violate("block " + std::to_string(block) + " is the destination of two pulls");
       }
@@ -97,7 +97,7 @@ void ClaimWatch::OnClaim(const proto::Claim& claim, const proto::ClaimReply& gra
   if (started == nullptr) return host_.Violate("a claim was granted before its lease started");
   const proto::Start& start = started->start;
   if (claim.hash != start.prompt_hash || claim.tokens != start.tokens ||
-      granted.blocks != start.blocks) {
+      granted.tables != start.tables) {
     host_.Violate("a claim was granted for another content than the lease's");
   }
   if (released_.contains({claim.lease, {claim.reader, claim.reader_incarnation}})) {

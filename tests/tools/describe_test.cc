@@ -26,6 +26,7 @@ Description Example() {
               .model_fingerprint = "beef",
               .model_name = "tiny",
               .tp = 2,
+              .pp = 1,
               .pid = 42,
               .uptime_ms = 1000,
               .ready = true,

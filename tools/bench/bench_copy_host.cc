@@ -31,6 +31,8 @@
 #include "kvcache/copy_host.h"
 #include "kvcache/plan_pull.h"
 #include "kvcache/region.h"
+#include "kvcache/stream_chunks.h"
+#include "proto/codec.h"
 #include "tools/common/scattered_copy.h"
 
 namespace kvrelay {
@@ -157,6 +159,32 @@ class Bench {
   uint64_t next_ = 0;
 };
 
+// On the wire: the answer to a claim, of one rank, and a packed read without the transport's
+// address.
+size_t ClaimBytes(const KvShard& shard, const std::vector<BlockId>& blocks, uint32_t tokens) {
+  return proto::Encode(proto::ClaimReply{.tables = {{.blocks = blocks}},
+                                         .first_token = 0,
+                                         .tokens = tokens,
+                                         .ranks = {{.endpoint = "tcp://127.0.0.1:43210",
+                                                    .rank = 0,
+                                                    .incarnation = UINT64_MAX,
+                                                    .slot = 4095,
+                                                    .epoch = UINT64_MAX >> 16,
+                                                    .shard = shard}},
+                                         .ttl_ms = 30'000})
+      .size();
+}
+size_t PackedReadBytes(const StreamShape& shape) {
+  proto::PackedRead read;
+  read.shape = shape;
+  read.reader_incarnation = read.owner_incarnation = read.stream = UINT64_MAX;
+  read.epoch = UINT64_MAX >> 16;
+  read.chunk_bytes = 1 << 20;
+  read.transport = "ucx-packed";
+  read.timeout_ms = 30'000;
+  return proto::Encode(read).size();
+}
+
 // 80 layers x K, V x 750 blocks: 120,000 slices, and harder ones.
 void MeasurePlans(const Options& options) {
   struct Case {
@@ -174,8 +202,8 @@ void MeasurePlans(const Options& options) {
       {"blocks of 24 to 17", KvFormat::kNhd, DType::kBf16, 24, 17, 8},
       {"bf16 to fp8, a scale per head", KvFormat::kNhd, DType::kFp8E4m3, 16, 16, 8}};
   constexpr uint32_t kTokens = 750 * 16;
-  std::printf("%-32s %9s %9s %9s   us to plan, min / median / max; us to check\n",
-              "plan of 12,000 tokens", "slices", "KiB", "boxes");
+  std::printf("%-32s %9s %9s %9s %9s %9s   us to plan, min / median / max; us to check\n",
+              "plan of 12,000 tokens", "slices", "KiB", "boxes", "claim B", "packed B");
   for (const Case& c : cases) {
     const KvLayout owner =
         KvLayout::Dense(KvFormat::kNhd, DType::kBf16, 80, 8, 128, c.owner_block, 2000);
@@ -204,10 +232,17 @@ void MeasurePlans(const Options& options) {
                          }));
     }
     const auto [least, most] = std::minmax_element(plan_us.begin(), plan_us.end());
-    std::printf("%-32s %9llu %9.1f %9zu   %.1f / %.1f / %.1f; %.1f\n", c.name,
+    const StreamShape shape =
+        StreamsOf({owner, shard, {blocks}}, {reader, shard, {blocks}},
+                  {.owner = 0, .head_begin = 0, .head_end = c.heads}, {0, kTokens})
+            .value()
+            .front();
+    blocks.resize((kTokens + c.owner_block - 1) / c.owner_block);
+    std::printf("%-32s %9llu %9.1f %9zu %9zu %9zu   %.1f / %.1f / %.1f; %.1f\n", c.name,
                 static_cast<unsigned long long>(plan.slices()),
-                static_cast<double>(plan.memory()) / 1024, plan.boxes.size(), *least,
-                Median(plan_us), *most, Median(check_us));
+                static_cast<double>(plan.memory()) / 1024, plan.boxes.size(),
+                ClaimBytes(shard, blocks, kTokens), PackedReadBytes(shape), *least, Median(plan_us),
+                *most, Median(check_us));
   }
 }
 

@@ -198,7 +198,7 @@ void Own(const Settings& settings, const std::string& transport, const std::stri
     const auto lease =
         Must(side.Await<Result<LeaseId>>([&](std::function<void(Result<LeaseId>)> offered) {
           OfferRequest offer;
-          offer.blocks = blocks.Share();
+          offer.blocks = {blocks.Share(), 0};
           offer.tokens = tokens;
           offer.hash.bytes[0] = 2;
           side.agent->owner().Offer(std::move(offer), std::move(offered));
@@ -242,7 +242,7 @@ Sample RunOne(Side& reader, int owner, uint32_t tokens, bool streaming) {
   std::weak_ptr<Load> load;
   reader.Await<bool>([&](const std::function<void(bool)>& started) {
     LoadRequest request{.ticket = ticket,
-                        .blocks = blocks.Share(),
+                        .blocks = {blocks.Share(), 0},
                         .deadline = steady_clock::now() + std::chrono::seconds(60)};
     load = reader.agent->StartLoad(
         std::move(request), {.finished =

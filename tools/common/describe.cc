@@ -19,6 +19,7 @@ void Visit(Visitor& v, Description::Engine& x) {
   v("model_fingerprint", x.model_fingerprint);
   v("model_name", x.model_name);
   v("tp", x.tp);
+  v("pp", x.pp);
   v("pid", x.pid);
   v("uptime_ms", x.uptime_ms);
   v("ready", x.ready);

@@ -28,6 +28,7 @@ struct Description {
     std::string model_fingerprint;
     std::string model_name;
     uint32_t tp = 0;
+    uint32_t pp = 0;
     int64_t pid = 0;
     uint64_t uptime_ms = 0;
     bool ready = false;
@@ -41,8 +42,8 @@ struct Description {
   struct Layout {
     std::string format;  // "nhd", "hnd", "mla"
     std::string dtype;
-    uint32_t layers = 0;
-    uint32_t kv_heads = 0;  // of one rank
+    uint32_t layers = 0;    // of rank 0
+    uint32_t kv_heads = 0;  // of rank 0
     uint32_t head_dim = 0;
     uint32_t block_size = 0;
     uint32_t num_blocks = 0;
@@ -51,7 +52,7 @@ struct Description {
     uint64_t token_stride_bytes = 0;
   };
   struct Shard {
-    uint32_t rank = 0;
+    uint32_t rank = 0;  // of the engine
     uint32_t tp = 0;
     uint32_t layer_begin = 0;
     uint32_t layer_end = 0;

@@ -60,8 +60,8 @@ void AddEngine(Page& page, const Description& d) {
   page.Head(e.role + " engine " + ShortId(e.engine_id),
             e.endpoint + "  " + state + ", up " + FormatMillis(static_cast<double>(e.uptime_ms)));
   page.Line("version " + e.version + ", protocol " + std::to_string(e.protocol) + ", pid " +
-            std::to_string(e.pid) + ", TP " + std::to_string(e.tp) + ", incarnation " +
-            e.incarnation);
+            std::to_string(e.pid) + ", TP " + std::to_string(e.tp) + ", PP " +
+            std::to_string(e.pp) + ", incarnation " + e.incarnation);
   page.Line("model " + e.model_name + ", fingerprint " + e.model_fingerprint);
 }
 
@@ -69,7 +69,7 @@ void AddCache(Page& page, const Description& d) {
   const Description::Layout& l = d.layout;
   page.Head("cache", l.dtype + " " + l.format + ", " + std::to_string(l.layers) + " layers x " +
                          std::to_string(l.kv_heads) + " KV heads x " + std::to_string(l.head_dim) +
-                         " a rank, blocks of " + std::to_string(l.block_size) + " tokens");
+                         " on rank 0, blocks of " + std::to_string(l.block_size) + " tokens");
   page.Line("strides: block " + FormatBytes(l.block_stride_bytes) + ", head " +
             FormatBytes(l.head_stride_bytes) + ", token " + FormatBytes(l.token_stride_bytes));
   const Description::Blocks& b = d.blocks;
@@ -80,7 +80,7 @@ void AddCache(Page& page, const Description& d) {
 
   Table shards({"rank", "layers", "KV heads"});
   for (const auto& s : d.shards) {
-    shards.Row({std::to_string(s.rank) + " of " + std::to_string(s.tp),
+    shards.Row({std::to_string(s.rank) + " of " + std::to_string(d.engine.tp * d.engine.pp),
                 RangeText(s.layer_begin, s.layer_end, s.total_layers),
                 RangeText(s.head_begin, s.head_end, s.total_heads)});
   }

@@ -41,6 +41,9 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
              "Hugging Face Llama folder: config.json and safetensors; text needs a byte-level "
              "tokenizer");
   flags.Whole("tp", &o->tp, 1, proto::kMaxRanks, "tensor-parallel ranks; each is a thread");
+  flags.Whole("pp", &o->pp, 1, proto::kMaxRanks,
+              "pipeline-parallel stages, of --tp ranks each; each holds some of the layers");
+  flags.Ids("pp_layers", &o->pp_layers, "layers of each stage; as even as it goes when empty");
   flags.Choice("device", &engine->device, {"cpu"}, "where the model runs");
   AddNamed(flags, "kv_layout", "nhd|hnd", KvFormatName(o->kv_layout), &o->kv_layout,
            KvFormatFromName, "order inside a cache block: token before head, or head before token");

@@ -150,12 +150,12 @@ void Daemon::LogStart() {
   for (size_t at = line.find('\n'); at != std::string::npos; at = line.find('\n')) {
     line.replace(at, 1, "; ");
   }
-  line += facts_.role + " " + agent_->endpoint() + ", TP " + std::to_string(agent_->tp_size()) +
-          ", model " + ModelName(engine_->options().model_dir) + " " +
-          engine_->fingerprint().ToHex() + ", cache " +
-          std::to_string(engine_->pool()->num_blocks()) + " blocks of " +
-          std::to_string(engine_->runner().block_size()) + " tokens in " +
-          FormatBytes(engine_->runner().kv_bytes());
+  const engine::ModelRunner& runner = engine_->runner();
+  line += facts_.role + " " + agent_->endpoint() + ", TP " + std::to_string(runner.tp_size()) +
+          ", PP " + std::to_string(runner.pp_size()) + ", model " +
+          ModelName(engine_->options().model_dir) + " " + engine_->fingerprint().ToHex() +
+          ", cache " + std::to_string(engine_->pool()->num_blocks()) + " blocks of " +
+          std::to_string(runner.block_size()) + " tokens in " + FormatBytes(runner.kv_bytes());
   agent_->Describe([line](const agent::EngineSnapshot& snapshot) {
     LOG(INFO) << line << ", transports " << Join(snapshot.transports, ", ");
   });
@@ -175,7 +175,8 @@ std::string Daemon::ReadyLine() {
                                  {"role", facts_.role},
                                  {"endpoint", agent_->endpoint()},
                                  {"engine_id", agent_->engine().ToHex()},
-                                 {"tp", agent_->tp_size()},
+                                 {"tp", engine_->runner().tp_size()},
+                                 {"pp", engine_->runner().pp_size()},
                                  {"pid", ::getpid()},
                                  {"version", GetBuildInfo().version},
                                  {"protocol", proto::kVersionMajor},

@@ -33,8 +33,8 @@ Description::Layout DescribeLayout(const KvLayout& layout) {
           .token_stride_bytes = layout.token_stride};
 }
 
-Description::Shard DescribeShard(const KvShard& shard) {
-  return {.rank = shard.tp_rank,
+Description::Shard DescribeShard(uint32_t rank, const KvShard& shard) {
+  return {.rank = rank,
           .tp = shard.tp_size,
           .layer_begin = shard.layer_begin,
           .layer_end = shard.layer_begin + shard.layer_count,
@@ -45,7 +45,7 @@ Description::Shard DescribeShard(const KvShard& shard) {
 }
 
 void AddRank(Description& d, uint32_t rank, const agent::RankSnapshot& snapshot) {
-  d.shards.push_back(DescribeShard(snapshot.shard));
+  d.shards.push_back(DescribeShard(rank, snapshot.shard));
   for (uint32_t id = 0; id < snapshot.regions.size(); ++id) {
     const proto::RegionInfo& region = snapshot.regions[id];
     d.regions.push_back({.rank = rank,
@@ -147,7 +147,8 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
               .protocol = proto::kVersionMajor,
               .model_fingerprint = engine.fingerprint().ToHex(),
               .model_name = ModelName(engine.options().model_dir),
-              .tp = agent.tp_size(),
+              .tp = engine.runner().tp_size(),
+              .pp = engine.runner().pp_size(),
               .pid = ::getpid(),
               .uptime_ms = static_cast<uint64_t>(ToMillis(now - facts.started)),
               .ready = state.ready,

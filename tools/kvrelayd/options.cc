@@ -122,10 +122,11 @@ Status DaemonOptions::Check() {
   if (role == "prefill" && !prefill_workers.empty()) {
     return Error(Code::kInvalidArgument, "--prefill goes with --role=decode");
   }
-  if (rank_ports != 0 && rank_ports + engine.options.tp - 2 > 65535) {
+  const engine::EngineOptions& ranks = engine.options;
+  if (rank_ports != 0 && rank_ports + uint64_t{ranks.tp} * ranks.pp - 2 > 65535) {
     return Error(Code::kInvalidArgument, "--rank_ports=" + std::to_string(rank_ports) +
-                                             " and --tp=" + std::to_string(engine.options.tp) +
-                                             " go beyond port 65535");
+                                             ", --tp=" + std::to_string(ranks.tp) + " and --pp=" +
+                                             std::to_string(ranks.pp) + " go beyond port 65535");
   }
   if (const auto host = transport::ThisHost(host_id); !host) return host.error();
   if (run_dir.empty()) return Error(Code::kInvalidArgument, "--run_dir is empty");

@@ -1,0 +1,355 @@
+// Engines whose caches have little in common pull from each other over real sockets and transports:
+// shards, kinds of layers with blocks of their own, windows, block sizes, layouts. Every element
+// that comes is the one that was sent, and nothing else is written.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "agent/kv_connector.h"
+#include "base/random.h"
+#include "kvcache/convert.h"
+
+namespace kvrelay::agent {
+namespace {
+
+constexpr uint32_t kBlocks = 96;  // of each kind
+constexpr uint32_t kHeadDim = 4;
+
+// A model of 6 layers; those at odd places have other heads, and with `window` keep only that many
+// tokens.
+struct Model {
+  uint32_t layers = 6;
+  uint32_t heads[2] = {4, 2};
+  bool two_kinds = false;
+  uint32_t window = 0;
+
+  uint32_t kind_of(uint32_t layer) const { return two_kinds ? layer % 2 : 0; }
+};
+
+struct Shape {
+  uint32_t tp = 1;
+  std::vector<uint32_t> stages = {6};  // layers of each
+  uint32_t block_size[2] = {16, 16};   // by kind
+  KvFormat format = KvFormat::kNhd;
+  DType dtype = DType::kFp32;
+};
+
+// The number that belongs there.
+float Value(uint32_t layer, bool v, uint32_t head, uint32_t token, uint32_t dim) {
+  uint32_t mix = ((layer * 2 + (v ? 1 : 0)) * 16 + head) * 4096 + token;
+  mix = (mix * 4 + dim) * 2654435761U;
+  return static_cast<float>(mix >> 25);  // 0 to 127: exact in every dtype
+}
+
+// One rank's cache: a region for each kind of layers.
+struct Rank {
+  Rank(const Model& model, const Shape& shape, uint32_t layer_begin, uint32_t layer_count,
+       uint32_t tp_rank) {
+    shard = KvShard::Make(model.layers, model.heads[0], shape.tp, tp_rank).value();
+    shard.layer_begin = layer_begin;
+    shard.layer_count = layer_count;
+    if (model.two_kinds) shard.more_heads = {KvHeads::Split(model.heads[1], shape.tp, tp_rank)};
+    layout = DenseOf(model, shape, 0);
+    if (model.two_kinds) {
+      const KvLayout other = DenseOf(model, shape, 1);
+      KvKind kind = other.kind(0);
+      kind.head_group = 1;
+      kind.window = model.window;
+      layout.more_kinds = {kind};
+      std::vector<TensorPlace> k;
+      std::vector<TensorPlace> v;
+      uint32_t next[2] = {0, 0};
+      for (uint32_t layer = shard.layer_begin; layer < shard.layer_end(); ++layer) {
+        const uint32_t index = model.kind_of(layer);
+        const KvLayout& from = index == 0 ? layout : other;
+        const uint32_t place = next[index]++;
+        k.push_back({index, from.k[place].offset});
+        v.push_back({index, from.v[place].offset});
+        layout.layer_kinds.push_back(index);
+      }
+      layout.k = k;
+      layout.v = v;
+    }
+    const uint64_t bytes[2] = {DenseOf(model, shape, 0).dense_bytes(),
+                               DenseOf(model, shape, 1).dense_bytes()};
+    for (uint32_t i = 0; i < (model.two_kinds ? 2U : 1U); ++i) {
+      regions.push_back(std::make_unique<Region>(Region::AllocateHost(bytes[i], "test").value()));
+      std::memset(regions.back()->data(), 0x55, bytes[i]);
+    }
+  }
+
+  // Of as many layers as there are at all, so that places suffice.
+  KvLayout DenseOf(const Model& model, const Shape& shape, uint32_t kind) const {
+    const uint32_t heads = kind == 0
+                               ? shard.head_count
+                               : KvHeads::Split(model.heads[1], shape.tp, shard.tp_rank).count;
+    return KvLayout::Dense(shape.format, shape.dtype, shard.layer_count, heads, kHeadDim,
+                           shape.block_size[kind], kBlocks);
+  }
+  std::byte* At(uint32_t layer, bool v, BlockId block, uint32_t head, uint32_t token) const {
+    const KvKind kind = layout.kind(layout.kind_of(layer - shard.layer_begin));
+    const TensorPlace& place = (v ? layout.v : layout.k)[layer - shard.layer_begin];
+    return regions[place.region]->data() + place.offset + block * kind.block_stride +
+           (head - shard.heads(kind.head_group).begin) * kind.head_stride +
+           token * kind.token_stride;
+  }
+
+  KvShard shard;
+  KvLayout layout;
+  std::vector<std::unique_ptr<Region>> regions;
+};
+
+// One engine's agents over its ranks.
+struct Side {
+  Side(const Model& model, const Shape& shape, const std::string& transport,
+       const std::string& run_dir)
+      : model(model), shape(shape) {
+    std::vector<RankCache> caches;
+    uint32_t begin = 0;
+    for (const uint32_t count : shape.stages) {
+      for (uint32_t tp_rank = 0; tp_rank < shape.tp; ++tp_rank) {
+        ranks.emplace_back(model, shape, begin, count, tp_rank);
+      }
+      begin += count;
+    }
+    for (const Rank& rank : ranks) {
+      RankCache cache{rank.layout, rank.shard, {}};
+      for (const auto& region : rank.regions) cache.regions.push_back(region.get());
+      caches.push_back(std::move(cache));
+    }
+    EngineAgentOptions options;
+    options.model.bytes[0] = 7;
+    options.model_name = "made up";
+    options.block_size = shape.block_size[0];
+    options.transport = transport;
+    options.run_dir = run_dir;
+    options.chunk_bytes = 1024;  // many chunks of little data
+    auto made = EngineAgent::Create(options, caches, pool, prefixes);
+    EXPECT_TRUE(made.has_value()) << made.error().ToString();
+    agent = std::move(*made);
+    connector = std::make_unique<KvConnector>(*agent);
+    agent->Run();
+  }
+  ~Side() { agent->Shutdown(); }
+
+  // Blocks for tokens [first, end), in windows from `window_from` on.
+  HeldTables Take(uint32_t first, uint32_t end, uint32_t window_from) {
+    HeldTables held;
+    for (uint32_t kind = 0; kind < (model.two_kinds ? 2U : 1U); ++kind) {
+      const uint32_t size = shape.block_size[kind];
+      const uint32_t from = kind == 1 && model.window > 0 ? std::max(first, window_from) : first;
+      const uint32_t begin = from / size * size;
+      // Not in the pool's order, and with gaps.
+      BlockTable blocks = pools[kind]->Allocate((end - begin + size - 1) / size).value();
+      BlockTable shuffled;
+      std::vector<size_t> order(blocks.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), std::mt19937(17));
+      for (const size_t i : order) shuffled.Append(blocks.Share(i, 1));
+      held.Add(std::move(shuffled), begin, kind == 1 && model.window > 0 ? window_from : 0);
+    }
+    return held;
+  }
+
+  // Calls visit(address of the element, number that belongs there) for each element of
+  // [first, end).
+  template <typename Visit>
+  void ForEach(const std::vector<KvTable>& tables, uint32_t first, uint32_t end,
+               Visit visit) const {
+    for (const Rank& rank : ranks) {
+      for (uint32_t layer = rank.shard.layer_begin; layer < rank.shard.layer_end(); ++layer) {
+        const uint32_t kind = model.kind_of(layer);
+        const KvTable& table = tables[kind];
+        const KvHeads heads = rank.shard.heads(kind);
+        const uint32_t size = shape.block_size[kind];
+        for (uint32_t token = std::max(first, table.held_from); token < end; ++token) {
+          const BlockId block = table.blocks[(token - table.first_token) / size];
+          for (uint32_t head = heads.begin; head < heads.end(); ++head) {
+            for (const bool v : {false, true}) {
+              std::byte* row = rank.At(layer, v, block, head, token % size);
+              for (uint32_t dim = 0; dim < kHeadDim; ++dim) {
+                visit(row + dim * SizeOf(shape.dtype), Value(layer, v, head, token, dim));
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+
+  KvConnector::Finished WaitFor(const std::function<bool(const KvConnector::Finished&)>& over) {
+    KvConnector::Finished all;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (!over(all) && std::chrono::steady_clock::now() < end) {
+      KvConnector::Finished more = connector->GetFinished();
+      for (auto& offer : more.offers) all.offers.push_back(std::move(offer));
+      for (auto& load : more.loads) all.loads.push_back(std::move(load));
+      all.drained.insert(all.drained.end(), more.drained.begin(), more.drained.end());
+      std::this_thread::sleep_for(Millis(1));
+    }
+    EXPECT_TRUE(over(all));
+    return all;
+  }
+
+  const Model model;
+  const Shape shape;
+  std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocks);
+  std::shared_ptr<BlockPool> pools[2] = {pool, BlockPool::Create(kBlocks)};
+  SystemPrefixStore prefixes{4};
+  std::vector<Rank> ranks;
+  std::unique_ptr<EngineAgent> agent;
+  std::unique_ptr<KvConnector> connector;
+};
+
+void Store(DType dtype, float value, std::byte* to) {
+  ConvertRun(DType::kFp32, reinterpret_cast<const std::byte*>(&value), dtype, to, 1, 1);
+}
+
+class AnyLayout : public testing::TestWithParam<std::string> {
+ protected:
+  AnyLayout() {
+    std::string name = (std::filesystem::temp_directory_path() / "kvrelay-test-XXXXXX").string();
+    folder_ = ::mkdtemp(name.data());
+  }
+  ~AnyLayout() override { std::filesystem::remove_all(folder_); }
+
+  // Tokens [first, end) from the one to the other, followed while their progress comes.
+  void Check(const Model& model, const Shape& of_owner, const Shape& of_reader, uint32_t first,
+             uint32_t end) {
+    Side owner(model, of_owner, GetParam(), folder_);
+    Side reader(model, of_reader, GetParam(), folder_);
+    const uint32_t window_from = model.window > 0 && end > model.window ? end - model.window : 0;
+    HeldTables blocks = owner.Take(first, end, window_from);
+    owner.ForEach(blocks.tables(), first, end,
+                  [&](std::byte* at, float value) { Store(of_owner.dtype, value, at); });
+    OfferRequest offer;
+    offer.blocks = std::move(blocks);
+    offer.first_token = first;
+    offer.tokens = end - first;
+    offer.hash.bytes[0] = 9;
+    offer.finished = true;
+    owner.connector->Offer(std::move(offer));
+    auto offers = owner.WaitFor([](const auto& done) { return !done.offers.empty(); }).offers;
+    ASSERT_TRUE(offers.at(0).second.has_value()) << offers[0].second.error().ToString();
+    const proto::Ticket ticket = *offers[0].second;
+    std::vector<std::shared_ptr<ProgressWriter>> writers;
+    for (uint32_t rank = 0; rank < owner.agent->num_ranks(); ++rank) {
+      writers.push_back(owner.agent->Writer(rank, ticket.prompt.lease));
+    }
+
+    HeldTables own =
+        reader.Take(first / of_reader.block_size[0] * of_reader.block_size[0], end, window_from);
+    const std::vector<KvTable> tables = own.tables();
+    reader.connector->StartLoadKv(
+        {.ticket = ticket,
+         .blocks = std::move(own),
+         .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(25)});
+    // The KV is there; that it is comes in pieces.
+    const auto publish = [&](const Progress& progress) {
+      for (const auto& writer : writers) writer->Publish(progress);
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
+    };
+    for (uint32_t done = first; done < end; done = std::min(end, done + 19)) {
+      publish({done, std::min(end, done + 19), 1});
+    }
+    publish({end, end, 0});
+    auto done = reader.WaitFor([](const auto& finished) { return !finished.drained.empty(); });
+    ASSERT_EQ(done.loads.size(), 1U);
+    ASSERT_TRUE(done.loads[0].second.has_value()) << done.loads[0].second.error().ToString();
+
+    // Everything that came is right. Set back to the pattern, nothing else is left.
+    uint64_t wrong = 0;
+    reader.ForEach(tables, first, end, [&](std::byte* at, float value) {
+      std::byte want[4];
+      Store(of_reader.dtype, value, want);
+      if (std::memcmp(at, want, SizeOf(of_reader.dtype)) != 0) ++wrong;
+      std::memset(at, 0x55, SizeOf(of_reader.dtype));
+    });
+    EXPECT_EQ(wrong, 0U) << "elements are not what was sent";
+    for (const Rank& rank : reader.ranks) {
+      for (const auto& region : rank.regions) {
+        EXPECT_EQ(std::count_if(region->data(), region->data() + region->bytes(),
+                                [](std::byte byte) { return byte != std::byte{0x55}; }),
+                  0)
+            << "bytes were written that nobody asked for";
+      }
+    }
+  }
+
+  std::string folder_;
+};
+
+TEST_P(AnyLayout, BlocksThatAreNoMultiplesOfEachOther) {
+  Check({}, {.block_size = {24, 0}}, {.block_size = {100, 0}, .format = KvFormat::kHnd}, 0, 333);
+}
+
+TEST_P(AnyLayout, ALeaseThatBeginsInsideABlockOfEitherSide) {
+  Check({}, {.block_size = {64, 0}}, {.block_size = {8, 0}}, 88, 333);
+  Check({}, {.block_size = {8, 0}}, {.block_size = {64, 0}}, 77, 333);
+}
+
+TEST_P(AnyLayout, CastsOnTheWay) {
+  Check({}, {.dtype = DType::kBf16}, {.block_size = {7, 0}, .dtype = DType::kFp32}, 0, 120);
+  Check({}, {.dtype = DType::kFp32}, {.block_size = {32, 0}, .dtype = DType::kFp16}, 16, 120);
+}
+
+TEST_P(AnyLayout, StagesThatCutTheModelDifferently) {
+  Check({}, {.tp = 2, .stages = {1, 4, 1}}, {.stages = {3, 3}, .format = KvFormat::kHnd}, 0, 150);
+  Check({}, {.stages = {2, 2, 2}}, {.tp = 4, .stages = {5, 1}, .block_size = {48, 0}}, 0, 150);
+}
+
+TEST_P(AnyLayout, KindsOfLayersWithBlocksOfTheirOwn) {
+  Check({.two_kinds = true}, {.block_size = {16, 40}}, {.block_size = {24, 8}}, 0, 250);
+}
+
+TEST_P(AnyLayout, LayersThatKeepAWindow) {
+  Check({.two_kinds = true, .window = 50}, {.block_size = {16, 40}}, {.block_size = {24, 8}}, 0,
+        250);
+  Check({.two_kinds = true, .window = 500}, {.block_size = {16, 40}}, {.block_size = {24, 8}}, 0,
+        250);
+}
+
+TEST_P(AnyLayout, AllOfItTogether) {
+  Check({.two_kinds = true, .window = 50},
+        {.tp = 4, .stages = {2, 4}, .block_size = {24, 10}, .format = KvFormat::kHnd},
+        {.tp = 2, .stages = {1, 3, 2}, .block_size = {100, 16}, .dtype = DType::kBf16}, 100, 390);
+}
+
+TEST_P(AnyLayout, AnotherModelIsRefusedWithBothSidesValues) {
+  Model other;
+  other.heads[0] = 8;
+  Side owner({}, {}, GetParam(), folder_);
+  Side reader(other, {}, GetParam(), folder_);
+  HeldTables blocks = owner.Take(0, 20, 0);
+  OfferRequest offer;
+  offer.blocks = std::move(blocks);
+  offer.tokens = 20;
+  offer.finished = true;
+  owner.connector->Offer(std::move(offer));
+  auto offers = owner.WaitFor([](const auto& done) { return !done.offers.empty(); }).offers;
+  reader.connector->StartLoadKv(
+      {.ticket = offers.at(0).second.value(),
+       .blocks = reader.Take(0, 20, 0),
+       .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(10)});
+  auto done = reader.WaitFor([](const auto& finished) { return !finished.drained.empty(); });
+  const Status refusal = done.loads.at(0).second.error();
+  EXPECT_EQ(refusal.code(), Code::kIncompatible);
+  for (const char* value : {"of 4", "of 8"}) {
+    EXPECT_NE(refusal.message().find(value), std::string::npos) << refusal.ToString();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, AnyLayout, testing::Values("mapped", "ucx-packed"),
+                         [](const auto& param) {
+                           return param.param == "mapped" ? "Mapped" : "UcxPacked";
+                         });
+
+}  // namespace
+}  // namespace kvrelay::agent
