@@ -11,6 +11,11 @@ Result<std::unique_ptr<HostXferBuffer>> HostXferBuffer::Initialize(
   for (DeviceCache& device : caches) {
     const std::string rank = "rank " + std::to_string(buffer->caches_.size());
     KVRELAY_RETURN_IF_ERROR(device.layout.Validate(device.region_bytes).Wrap(rank));
+    if (device.layout.num_kinds() > 1) {
+      return Error(Code::kInvalidArgument,
+                   rank + ": " + std::to_string(device.layout.num_kinds()) +
+                       " kinds of layers, and copy functions are told one table of blocks");
+    }
     RankCache cache{std::move(device.layout), device.shard, {}};
     for (const uint64_t bytes : device.region_bytes) {
       KVRELAY_ASSIGN_OR_RETURN(Region region, Region::AllocateHost(bytes, "kvrelay-host-xfer"));

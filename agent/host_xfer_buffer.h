@@ -45,7 +45,8 @@ class HostXferBuffer {
     std::vector<uint64_t> region_bytes;
   };
   // Takes host memory for all of `caches` (by rank), in the same layout: kInvalidArgument for a
-  // layout that leaves its regions, kResourceExhausted for no memory.
+  // layout that leaves its regions or has several kinds of layers, kResourceExhausted for no
+  // memory.
   static Result<std::unique_ptr<HostXferBuffer>> Initialize(std::vector<DeviceCache> caches);
 
   // What to register, with EngineAgent::Create, in place of the device's caches.

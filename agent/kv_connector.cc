@@ -70,7 +70,7 @@ void KvConnector::Cancel(LoadId id) {
 KvConnector::Finished KvConnector::GetFinished() {
   const std::lock_guard device(device_mutex_);
   Finished finished;
-  std::vector<BlockTable> own;  // of finished.loads
+  std::vector<HeldTables> own;  // of finished.loads
   {
     const std::lock_guard lock(mutex_);
     finished = std::exchange(finished_, {});
@@ -91,13 +91,16 @@ KvConnector::Finished KvConnector::GetFinished() {
   return finished;
 }
 
-Status KvConnector::SyncToDevice(const BlockTable& own, const PrefixRef& prefix) {
+Status KvConnector::SyncToDevice(const HeldTables& own, const PrefixRef& prefix) {
   std::erase_if(on_device_, [](const auto& gone) { return gone.expired(); });
   if (prefix != nullptr && !on_device_.contains(prefix)) {
     KVRELAY_RETURN_IF_ERROR(host_->SyncRecvedKvToDevice(prefix->blocks.blocks()));
     on_device_.insert(prefix);
   }
-  return host_->SyncRecvedKvToDevice(own.blocks());
+  for (const KvTable& table : own.tables()) {
+    KVRELAY_RETURN_IF_ERROR(host_->SyncRecvedKvToDevice(table.blocks));
+  }
+  return Status::Ok();
 }
 
 }  // namespace kvrelay::agent

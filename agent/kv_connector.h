@@ -54,7 +54,7 @@ class KvConnector {
  private:
   LoadId NewId();
   // sync_recved_kv_to_device for a load that was received.
-  Status SyncToDevice(const BlockTable& own, const PrefixRef& prefix);
+  Status SyncToDevice(const HeldTables& own, const PrefixRef& prefix);
 
   EngineAgent& agent_;
   const HostXferBuffer* const host_;
@@ -62,7 +62,7 @@ class KvConnector {
   // Prefixes whose KV was copied to the device. Guarded by device_mutex_.
   std::set<std::weak_ptr<const SystemPrefix>, std::owner_less<>> on_device_;
   std::mutex mutex_;
-  std::map<LoadId, BlockTable> received_;  // with a host buffer: a load's own; guarded by mutex_
+  std::map<LoadId, HeldTables> received_;  // with a host buffer: a load's own; guarded by mutex_
   LoadId next_ = 1;                        // guarded by mutex_
   Finished finished_;                      // guarded by mutex_
   std::map<LoadId, std::weak_ptr<Load>> loads_;  // the leader's control thread

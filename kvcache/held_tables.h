@@ -22,6 +22,12 @@ class HeldTables {
     held_.push_back({std::move(blocks), first_token, held_from});
   }
 
+  // Another holder of the same blocks.
+  HeldTables Share() const {
+    HeldTables other;
+    for (const Held& held : held_) other.Add(held.blocks.Share(), held.first_token, held.held_from);
+    return other;
+  }
   std::vector<KvTable> tables() const {
     std::vector<KvTable> tables;
     for (const Held& held : held_) {

@@ -117,7 +117,7 @@ struct Side {
   Result<LoadResult> Load(const proto::Ticket& ticket) {
     blocks = pool->Allocate(kPromptBlocks).value();
     connector->StartLoadKv({.ticket = ticket,
-                            .blocks = blocks.Share(),
+                            .blocks = {blocks.Share(), 0},
                             .deadline = agent->env().clock.Now() + std::chrono::seconds(15)});
     return WaitFor([](const auto& got) { return !got.loads.empty(); }).loads.front().second;
   }
@@ -147,7 +147,7 @@ class HostXferTest : public testing::TestWithParam<const char*> {
                      [](float* row, float value) { std::fill_n(row, 8, value); });
     EXPECT_TRUE(owner.host->SaveKvToHost(owner.blocks.blocks()).ok());
     OfferRequest offer;
-    offer.blocks = owner.blocks.Share();
+    offer.blocks = {owner.blocks.Share(), 0};
     offer.tokens = kTokens;
     offer.hash.bytes[0] = 9;
     offer.finished = true;
