@@ -61,7 +61,7 @@ Result<std::vector<proto::Ticket>> EngineSide::Offer(uint32_t count) {
         end(blocks.error());
         continue;
       }
-      offer.blocks = std::move(*blocks);
+      offer.blocks = {std::move(*blocks), 0};
       offer.tokens = kBlockTokens;
       offer.hash.bytes[0] = 1;
       offer.finished = true;
@@ -102,7 +102,7 @@ void EngineSide::Load(const proto::Ticket& ticket,
   auto result = std::make_shared<std::optional<Result<agent::LoadResult>>>();
   const auto load = agent_->StartLoad(
       {.ticket = ticket,
-       .blocks = std::move(*blocks),
+       .blocks = {std::move(*blocks), 0},
        .deadline = agent_->env().clock.Now() + kAtMost},
       {.finished = [result](Result<agent::LoadResult> r) { *result = std::move(r); },
        .drained = [result,
