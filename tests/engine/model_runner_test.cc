@@ -73,7 +73,7 @@ TEST(ModelRunnerTest, ChunksSplitsAndLayoutsAgree) {
       options.block_size = 7;
       const auto runner = MakeRunner(options);
       for (const size_t chunk : {tp == 1 ? size_t{1} : size_t{7}, size_t{16}, ids.size()}) {
-        EXPECT_LT(LargestDifference(LogitsOf(*runner, ids, chunk), want), 2e-5F)
+        EXPECT_LT(LargestDifference(LogitsOf(*runner, ids, chunk), want), 1e-4F)
             << "tp " << tp << ", " << KvFormatName(layout) << ", chunks of " << chunk;
       }
     }
@@ -130,7 +130,7 @@ TEST(ModelRunnerTest, TheBatchChangesNothingThatCounts) {
     EXPECT_EQ(Greedy((*results)[i].logits), Greedy(alone[i])) << i;
   }
   RecordProperty("largest_logit_difference", std::to_string(largest));
-  EXPECT_LT(largest, 2e-5F);
+  EXPECT_LT(largest, 1e-4F);
 }
 
 TEST(ModelRunnerTest, RelayAndPagedAgree) {
@@ -167,7 +167,7 @@ TEST(ModelRunnerTest, RelayAndPagedAgree) {
       logits[mode == RelayMode::kOn].push_back(Copy(result.logits));
     }
   }
-  for (size_t i = 0; i < 5; ++i) EXPECT_LT(LargestDifference(logits[0][i], logits[1][i]), 2e-5F);
+  for (size_t i = 0; i < 5; ++i) EXPECT_LT(LargestDifference(logits[0][i], logits[1][i]), 1e-4F);
 }
 
 TEST(ModelRunnerTest, ProgressIsToldPerRankAndLayer) {

@@ -235,21 +235,22 @@ Sample RunOne(Side& reader, int owner, uint32_t tokens, bool streaming) {
   const proto::Ticket ticket = Must(proto::DecodeTicket(MustReceive(owner)));
 
   struct Ended {
-    Result<LoadResult> result;
-    TimePoint at;
+    std::promise<std::pair<Result<LoadResult>, TimePoint>> finished;
+    std::promise<void> drained;  // our blocks are nobody's but ours again
   };
-  auto ended = std::make_shared<std::promise<Ended>>();
+  auto ended = std::make_shared<Ended>();
   std::weak_ptr<Load> load;
   reader.Await<bool>([&](const std::function<void(bool)>& started) {
     LoadRequest request{.ticket = ticket,
                         .blocks = {blocks.Share(), 0},
                         .deadline = steady_clock::now() + std::chrono::seconds(60)};
     load = reader.agent->StartLoad(
-        std::move(request), {.finished =
-                                 [ended](Result<LoadResult> result) {
-                                   ended->set_value({std::move(result), steady_clock::now()});
-                                 },
-                             .drained = [] {}});
+        std::move(request),
+        {.finished =
+             [ended](Result<LoadResult> result) {
+               ended->finished.set_value({std::move(result), steady_clock::now()});
+             },
+         .drained = [ended] { ended->drained.set_value(); }});
     if (streaming) load.lock()->SetReady();
     started(true);
   });
@@ -259,11 +260,11 @@ Sample RunOne(Side& reader, int owner, uint32_t tokens, bool streaming) {
       if (const auto waiting = load.lock()) waiting->SetReady();
     });
   }
-  auto future = ended->get_future();
-  Check(future.wait_for(std::chrono::seconds(60)) == std::future_status::ready,
+  auto drained = ended->drained.get_future();
+  Check(drained.wait_for(std::chrono::seconds(60)) == std::future_status::ready,
         "no KV in a minute");
-  Ended end = future.get();
-  const LoadResult result = Must(std::move(end.result));
+  auto [loaded, at] = ended->finished.get_future().get();
+  const LoadResult result = Must(std::move(loaded));
   reader.ForEachRow(blocks.blocks(), tokens, [](const std::byte* row, const RowName& name) {
     for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
       RowName there;
@@ -271,7 +272,7 @@ Sample RunOne(Side& reader, int owner, uint32_t tokens, bool streaming) {
       Check(there == name, "wrong bytes");
     }
   });
-  return {.tail_ms = std::max(0.0, MillisBetween(done, end.at)), .bytes = result.own.bytes};
+  return {.tail_ms = std::max(0.0, MillisBetween(done, at)), .bytes = result.own.bytes};
 }
 
 struct Quantiles {
