@@ -86,8 +86,8 @@ class RelayKernels {
 
   Status Schedule(const StepBatch& batch, RelayMode mode, void* workspace, Stream stream) const;
   // `q`, `out` (16-byte aligned) and `lse` as above; `batch` as in Schedule.
-  Status Attend(const LayerMaps& layer, const StepBatch& batch, const void* q, void* out, float* lse,
-                void* workspace, Stream stream) const;
+  Status Attend(const LayerMaps& layer, const StepBatch& batch, const void* q, void* out,
+                float* lse, void* workspace, Stream stream) const;
 
  private:
   RelayKernels() = default;

@@ -11,6 +11,7 @@
 
 #include "tests/common/cable.h"
 #include "tests/common/isolated_host.h"
+#include "tests/common/slowness.h"
 #include "tests/transport/child.h"
 #include "tests/transport/node.h"
 
@@ -102,9 +103,8 @@ TEST_F(LongCableTest, AStreamFillsIt) {
     std::cout << kBytes << " bytes: " << ms << " ms, " << best << " of the cable at best\n";
   }
   EXPECT_LT(best, 1) << "faster than the cable";
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  EXPECT_GE(best, 0.85);
-#endif
+  // 0.87 to 0.92 on a machine with processors to spare; the cable may be a process, too.
+  EXPECT_GE(best, 0.25 / tests::Slowness());
 }
 
 TEST_F(NamespacesTest, LoopbacksThatAreNotTheSameAreNoticedOnConnect) {
