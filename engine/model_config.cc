@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "engine/json_fields.h"
 #include "engine/model_file.h"
@@ -71,16 +72,15 @@ Status RefuseWhatWeDoNotCompute(const JsonFields& config) {
 }
 
 Status CheckRopeKeys(const JsonFields& rope) {
-  static constexpr std::array kKnown = {"rope_type",
-                                        "type",
-                                        "rope_theta",
-                                        "factor",
-                                        "low_freq_factor",
-                                        "high_freq_factor",
-                                        "original_max_position_embeddings"};
+  static constexpr std::array<std::string_view, 7> kKnown = {"rope_type",
+                                                             "type",
+                                                             "rope_theta",
+                                                             "factor",
+                                                             "low_freq_factor",
+                                                             "high_freq_factor",
+                                                             "original_max_position_embeddings"};
   for (const auto& [key, value] : rope.object().items()) {
-    const bool known =
-        std::any_of(kKnown.begin(), kKnown.end(), [&](const char* name) { return key == name; });
+    const bool known = std::ranges::find(kKnown, std::string_view(key)) != kKnown.end();
     const bool whole = key == "partial_rotary_factor" && value == 1.0;
     if (!known && !whole && !value.is_null()) return rope.Refuse(key, "is not supported");
   }
