@@ -2,10 +2,10 @@
 // shards, kinds of layers with blocks of their own, windows, block sizes, layouts. Every element
 // that comes is the one that was sent, and nothing else is written.
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <numeric>

@@ -1,10 +1,10 @@
 // Caches that the network cannot reach: a fake device whose memory can only be touched inside the
 // user's copy functions, any other access is a crash.
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <functional>

@@ -3,9 +3,9 @@
 #include "agent/kv_connector.h"
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <thread>

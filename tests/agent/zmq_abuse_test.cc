@@ -3,15 +3,16 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
-#include <signal.h>
 #include <spawn.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "agent/client.h"
@@ -201,7 +202,9 @@ TEST_F(Abuse, BytesThatAreNotZeroMqCloseTheirConnectionOnly) {
 TEST_F(Abuse, AMessageOf100MegabytesCostsItsSenderTheConnection) {
   {
     PlainSocket dealer(ZMQ_DEALER, endpoint());
-    dealer.Send({"", std::string(100'000'000, 'x')});
+    std::string long_message;
+    long_message.resize(100'000'000, 'x');
+    dealer.Send({"", std::move(long_message)});
     RunFor(Millis(100));
     ExpectAlive();
   }
