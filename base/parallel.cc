@@ -42,34 +42,28 @@ struct Pool {
   tbb::task_arena arena;
 };
 
-struct PoolSlot {
-  std::mutex mutex;
-  std::shared_ptr<Pool> pool;  // under mutex; never null
-};
+// Not a function's static object: TSan would not see this file's check that it is constructed.
+constinit std::mutex slot_mutex;
 
-// Leaked on purpose: worker threads and other static objects may outlive this file's.
-PoolSlot& Slot() {
-  static auto* slot = [] {
-    auto* s = new PoolSlot;
-    s->pool = std::make_shared<Pool>(AvailableThreads());
-    return s;
-  }();
+// The caller holds slot_mutex. Leaked on purpose: worker threads and other static objects may
+// outlive this file's.
+std::shared_ptr<Pool>& Slot() {
+  static constinit std::shared_ptr<Pool>* slot = nullptr;
+  if (slot == nullptr) slot = new auto(std::make_shared<Pool>(AvailableThreads()));
   return *slot;
 }
 
 std::shared_ptr<Pool> CurrentPool() {
-  PoolSlot& slot = Slot();
-  const std::lock_guard lock(slot.mutex);
-  return slot.pool;
+  const std::lock_guard lock(slot_mutex);
+  return Slot();
 }
 
 }  // namespace
 
 void SetParallelism(int threads) {
   auto pool = std::make_shared<Pool>(std::max(1, threads));
-  PoolSlot& slot = Slot();
-  const std::lock_guard lock(slot.mutex);
-  slot.pool.swap(pool);
+  const std::lock_guard lock(slot_mutex);
+  Slot().swap(pool);
 }
 
 int Parallelism() { return CurrentPool()->threads; }
