@@ -50,6 +50,7 @@ class NamespacesTest : public testing::Test {
     return line.substr(std::min<size_t>(line.size(), 6));
   }
   double Stream(uint64_t bytes);
+  double PlainTcp(uint64_t bytes);
 
   std::unique_ptr<IsolatedHost> first_;
   std::unique_ptr<IsolatedHost> second_;
@@ -77,6 +78,22 @@ double NamespacesTest::Stream(uint64_t bytes) {
   return std::strtod(received.substr(received.rfind(' ') + 1).c_str(), nullptr);
 }
 
+// The same bytes over a socket of the kernel's.
+double NamespacesTest::PlainTcp(uint64_t bytes) {
+  const auto there = [](const IsolatedHost& host, const std::vector<std::string>& command) {
+    std::vector<std::string> line = {Number(static_cast<uint64_t>(host.pid()))};
+    line.insert(line.end(), command.begin(), command.end());
+    return std::make_unique<Child>("there", line);
+  };
+  const std::string ip = IsolatedHost::kLeftAddress;
+  const auto sender = there(*first_, {"tcp-sender", ip, Number(bytes)});
+  const std::string port = SpecOf(*sender);
+  const std::string received =
+      there(*second_, {"tcp-receiver", ip, port, Number(bytes)})->Receive();
+  EXPECT_THAT(received, StartsWith("received "));
+  return std::strtod(received.substr(received.rfind(' ') + 1).c_str(), nullptr);
+}
+
 TEST_F(NamespacesTest, StreamsCrossTheNetworkBetweenThem) {
   std::cout << kKvBytes << " bytes: " << Stream(kKvBytes) << " ms\n";
 }
@@ -89,22 +106,25 @@ class LongCableTest : public NamespacesTest {
     return cable_ != nullptr;
   }
 
- private:
   std::unique_ptr<Cable> cable_;
 };
 
-// 1 Gbit/s, 2 ms there and back, headers and the start included.
+// 1 Gbit/s, 2 ms there and back, headers and the start included. Where a process carries the frames
+// it may lack the processor to do so: there the cable is what a plain socket gets through it.
 TEST_F(LongCableTest, AStreamFillsIt) {
   constexpr uint64_t kBytes = uint64_t{64} << 20;
-  double best = 0;
-  for (int attempt = 0; attempt < 3 && best < 0.85; ++attempt) {
-    const double ms = Stream(kBytes);
-    best = std::max(best, static_cast<double>(kBytes) * 8e-3 / ms / kMbit);
-    std::cout << kBytes << " bytes: " << ms << " ms, " << best << " of the cable at best\n";
+  const auto part = [](double ms) { return static_cast<double>(kBytes) * 8e-3 / ms / kMbit; };
+  const bool carried = cable_->kind() != std::string("netem");
+  double filled = 0;
+  for (int attempt = 0; attempt < 6 && filled < 0.85; ++attempt) {
+    const double stream = part(Stream(kBytes));
+    const double cable = carried ? part(PlainTcp(kBytes)) : 1;
+    std::cout << "of 1 Gbit/s: " << stream << (carried ? ", plain TCP " : ", the cable ") << cable
+              << '\n';
+    EXPECT_LT(stream, 1) << "faster than the cable";
+    filled = std::max(filled, stream / cable);
   }
-  EXPECT_LT(best, 1) << "faster than the cable";
-  // 0.87 to 0.92 on a machine with processors to spare; the cable may be a process, too.
-  EXPECT_GE(best, 0.25 / tests::Slowness());
+  EXPECT_GE(filled, 0.85);
 }
 
 TEST_F(NamespacesTest, LoopbacksThatAreNotTheSameAreNoticedOnConnect) {
