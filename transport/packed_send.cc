@@ -20,7 +20,7 @@ constexpr uint64_t kPumpBytes = 1 << 20;
 }  // namespace
 
 PackedSender::PackedSender(std::span<const LocalRegion> regions, Incarnation incarnation,
-                           std::unique_ptr<SlotRing> ring, UcxLanes& lanes, Deliver deliver)
+                           std::unique_ptr<SlotRing> ring, PackedLanes& lanes, Deliver deliver)
     : deliver_(std::move(deliver)),
       incarnation_(incarnation),
       ring_(std::move(ring)),
@@ -226,7 +226,7 @@ TimePoint PackedSender::Expire(TimePoint now) {
       Complete(stream, lost.Wrap(out.reader_name));
     }
   }
-  std::vector<std::shared_ptr<UcxLane>> stalled;
+  std::vector<std::shared_ptr<PackedLane>> stalled;
   for (const auto& [address, lane] : lanes_.open()) {
     if (lane->in_flight() == 0) continue;
     const TimePoint limit = lane->last_progress() + kStall;

@@ -12,13 +12,13 @@
 #include <string>
 #include <vector>
 
+#include "transport/packed_lanes.h"
 #include "transport/slot_ring.h"
 #include "transport/transport.h"
-#include "transport/ucx_lanes.h"
 
 namespace kvrelay::transport {
 
-// Transfer thread only. Outlives every send in flight: destroy it after the worker.
+// Transfer thread only. Outlives every send in flight: destroy it after the carrier.
 class PackedSender {
  public:
   using Deliver = std::function<void(Done, Completion)>;
@@ -26,7 +26,7 @@ class PackedSender {
   struct Outgoing {
     OpId op = 0;
     std::string reader_name;  // for messages
-    std::shared_ptr<UcxLane> lane;
+    std::shared_ptr<PackedLane> lane;
     StreamId stream = 0;
     StreamPlan plan;
     const LeaseRecord* record = nullptr;
@@ -36,7 +36,7 @@ class PackedSender {
   };
 
   PackedSender(std::span<const LocalRegion> regions, Incarnation incarnation,
-               std::unique_ptr<SlotRing> ring, UcxLanes& lanes, Deliver deliver);
+               std::unique_ptr<SlotRing> ring, PackedLanes& lanes, Deliver deliver);
 
   // Fails at once with kInvalidArgument (no chunks, or too large ones) or kOverloaded.
   void Start(Outgoing outgoing);
@@ -82,7 +82,7 @@ class PackedSender {
   std::vector<const std::byte*> local_bases_;
   std::vector<uint64_t> local_bytes_;
   const std::unique_ptr<SlotRing> ring_;
-  UcxLanes& lanes_;
+  PackedLanes& lanes_;
   Streams streams_;  // in turn
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <thread>
 #include <utility>
 
 namespace kvrelay::transport {
@@ -22,6 +23,10 @@ size_t TakeLength(std::string_view& in) {
   in.remove_prefix(kLengthBytes);
   return length;
 }
+
+// A rail keeps one thread of either side busy, and the other side is often on the same host: two
+// rails there use four processors.
+uint32_t RailsFor(uint32_t processors) { return processors >= 4 ? 2 : 1; }
 
 // An owner that we read from, over all rails.
 struct Peer {
@@ -333,6 +338,19 @@ StreamPlan StripeOf(const StreamPlan& plan, uint32_t rail, uint32_t rails) {
 std::unique_ptr<Transport> Stripe(std::vector<std::unique_ptr<Transport>> rails,
                                   Executor executor) {
   return std::make_unique<StripedTransport>(std::move(rails), std::move(executor));
+}
+
+Result<std::unique_ptr<Transport>> CreateStriped(
+    const Options& options, Result<std::unique_ptr<Transport>> (*create_rail)(Options)) {
+  const uint32_t count = std::min<uint32_t>(
+      options.rails == 0 ? RailsFor(std::thread::hardware_concurrency()) : options.rails,
+      StripedAddress::kMaxRails);
+  std::vector<std::unique_ptr<Transport>> rails;
+  for (uint32_t i = 0; i < count; ++i) {
+    KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<Transport> rail, create_rail(options));
+    rails.push_back(std::move(rail));
+  }
+  return Stripe(std::move(rails), options.executor);
 }
 
 }  // namespace kvrelay::transport

@@ -33,4 +33,8 @@ StreamPlan StripeOf(const StreamPlan& plan, uint32_t rail, uint32_t rails);
 // first stripe that fails cancels the others.
 std::unique_ptr<Transport> Stripe(std::vector<std::unique_ptr<Transport>> rails, Executor executor);
 
+// As many rails as `options` asks for, made by `create_rail` and striped.
+Result<std::unique_ptr<Transport>> CreateStriped(
+    const Options& options, Result<std::unique_ptr<Transport>> (*create_rail)(Options));
+
 }  // namespace kvrelay::transport

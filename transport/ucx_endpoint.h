@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/status.h"
+#include "transport/packed_carrier.h"
 #include "transport/ucx_memory.h"
 #include "transport/ucx_worker.h"
 
@@ -22,36 +23,28 @@ struct UcxGets {
   ucs_status_t failure = UCS_OK;  // of the first that failed
 };
 
-// The thread that progresses the worker. Open -> failed (by the peer's death) or not -> closing ->
-// closed. UCX calls back into the endpoint until it is closed and idle: destroy it only then, or
-// after its worker.
-class UcxEndpoint {
+// The thread that progresses the worker. UCX calls back into the endpoint until it is closed and
+// idle: destroy it only then, or after its worker.
+class UcxEndpoint final : public PackedEndpoint {
  public:
-  // `sent` is called once, perhaps inside Send: UCX reads neither header nor data any more. Not a
-  // proof of delivery: after a forced close UCX reports success too.
-  using Sent = std::function<void(Status)>;
-
   static Result<std::unique_ptr<UcxEndpoint>> Create(UcxWorker& worker, std::string_view address);
 
   UcxEndpoint(const UcxEndpoint&) = delete;
   UcxEndpoint& operator=(const UcxEndpoint&) = delete;
 
-  // Header and data stay as they are until `sent` is called. Not after Close.
-  void Send(std::span<const std::byte> header, std::span<const std::byte> data, Sent sent);
+  // After a forced close UCX reports success too.
+  void Send(std::span<const std::byte> header, std::span<const std::byte> data, Sent sent) override;
   // Reads the peer's memory from `remote` on into `into`, which lies in `memory`. `gets` counts it,
   // and stays where it is until it counts nothing any more. Not after Close.
   void Get(std::span<std::byte> into, const UcxMemory& memory, uint64_t remote,
            const UcxRemoteKey& key, UcxGets* gets);
-  // The peer's process or the way to it is gone; ok before.
-  const Status& failure() const { return failure_; }
+  const Status& failure() const override { return failure_; }
 
-  // Begins a forced close: what is in flight is given up.
-  void Close();
-  bool closing() const { return closing_; }
+  void Close() override;
+  bool closing() const override { return closing_; }
   // The close has completed: UCX touches no memory of ours any more.
   bool closed() const { return closed_; }
-  // And every `sent` was called.
-  bool finished() const { return closed_ && in_flight_ == 0; }
+  bool finished() const override { return closed_ && in_flight_ == 0; }
 
   ucp_ep_h get() const { return endpoint_; }
 

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "transport/packed_carrier.h"
 #include "transport/ucx_one_sided.h"
 
 namespace kvrelay::transport {
@@ -51,11 +52,9 @@ class UcxContext {
 // Progresses what its context receives, sends and reads. One thread at a time.
 class UcxWorker {
  public:
-  // `data` is valid during the call only. Called from Progress.
-  using OnMessage =
-      std::function<void(std::span<const std::byte> header, std::span<const std::byte> data)>;
-  // A message came that asks for a rendezvous; nobody of ours sends such ones. It was dropped.
-  using OnForeign = std::function<void()>;
+  using OnMessage = PackedCarrier::OnMessage;
+  // For a message that asks for a rendezvous.
+  using OnForeign = PackedCarrier::OnForeign;
 
   static Result<std::shared_ptr<UcxWorker>> Create(std::shared_ptr<UcxContext> context);
   // Before anybody knows the address.

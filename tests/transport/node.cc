@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "base/random.h"
-#include "transport/ucx_rail.h"
+#include "transport/ucx_packed.h"
 
 namespace kvrelay::transport {
 namespace {

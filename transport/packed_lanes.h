@@ -1,4 +1,4 @@
-// The connections of one worker, shared by everything that talks to the same process.
+// The connections of one carrier, shared by everything that talks to the same process.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,15 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "transport/packed_carrier.h"
 #include "transport/slot_ring.h"
-#include "transport/ucx_endpoint.h"
-#include "transport/ucx_worker.h"
 
 namespace kvrelay::transport {
 
 // Transfer thread only, like everything here.
-class UcxLane {
+class PackedLane {
  public:
-  explicit UcxLane(std::unique_ptr<UcxEndpoint> endpoint) : endpoint_(std::move(endpoint)) {}
+  explicit PackedLane(std::unique_ptr<PackedEndpoint> endpoint) : endpoint_(std::move(endpoint)) {}
 
   bool usable() const { return endpoint_->failure().ok() && !endpoint_->closing(); }
   // Why it is not usable (any more).
@@ -29,14 +28,14 @@ class UcxLane {
   TimePoint last_progress() const { return last_progress_; }
 
   // Sends the slot's header and the first header.bytes of its data. The slot goes back to `ring`
-  // when UCX reads it no more. `sent` may run inside the call.
-  void SendSlot(Slot* slot, SlotRing& ring, TimePoint now, UcxEndpoint::Sent sent);
+  // when the carrier reads it no more. `sent` may run inside the call.
+  void SendSlot(Slot* slot, SlotRing& ring, TimePoint now, PackedEndpoint::Sent sent);
   // Sends a message that owns its bytes.
   void SendOwned(PackedHeader header, std::string data);
 
  private:
-  friend class UcxLanes;
-  const std::unique_ptr<UcxEndpoint> endpoint_;
+  friend class PackedLanes;
+  const std::unique_ptr<PackedEndpoint> endpoint_;
   uint32_t in_flight_ = 0;
   TimePoint last_progress_;
   TimePoint last_used_;
@@ -48,33 +47,33 @@ class UcxLane {
 
 // Lanes by PackedAddress::Encode(), so by process and incarnation. Those that nobody holds any more
 // stay open, the least recently used go beyond kMaxIdle.
-class UcxLanes {
+class PackedLanes {
  public:
   static constexpr size_t kMaxIdle = 64;
   static constexpr size_t kMaxLanes = 1024;
 
-  // Destroy them after the worker.
-  explicit UcxLanes(UcxWorker& worker) : worker_(worker) {}
+  // Destroy them after the carrier.
+  explicit PackedLanes(PackedCarrier& carrier) : carrier_(carrier) {}
 
   // kInvalidArgument for what is no address, or one of another incarnation than `incarnation`;
-  // kIncompatible for one of another release of UCX; kOverloaded at kMaxLanes.
-  Result<std::shared_ptr<UcxLane>> Open(const std::string& address, Incarnation incarnation,
-                                        TimePoint now);
+  // kIncompatible for one that the carrier cannot use; kOverloaded at kMaxLanes.
+  Result<std::shared_ptr<PackedLane>> Open(const std::string& address, Incarnation incarnation,
+                                           TimePoint now);
   // Gives the connection up with all that is in flight on it; holders see it as unusable.
-  void Close(const std::shared_ptr<UcxLane>& lane, std::string why);
+  void Close(const std::shared_ptr<PackedLane>& lane, std::string why);
   void CloseAll();
   // Closes what has failed and what is idle beyond bounds; frees what has closed.
   void Reap();
 
   // Every lane that is not being closed.
-  const std::map<std::string, std::shared_ptr<UcxLane>>& open() const { return open_; }
+  const std::map<std::string, std::shared_ptr<PackedLane>>& open() const { return open_; }
   // Lanes whose forced close has not completed.
   size_t closing() const { return closing_.size(); }
 
  private:
-  UcxWorker& worker_;
-  std::map<std::string, std::shared_ptr<UcxLane>> open_;
-  std::list<std::shared_ptr<UcxLane>> closing_;
+  PackedCarrier& carrier_;
+  std::map<std::string, std::shared_ptr<PackedLane>> open_;
+  std::list<std::shared_ptr<PackedLane>> closing_;
 };
 
 }  // namespace kvrelay::transport

@@ -1,4 +1,4 @@
-#include "transport/ucx_rail.h"
+#include "transport/packed_rail.h"
 
 #include <glog/logging.h>
 
@@ -14,15 +14,13 @@
 #include <vector>
 
 #include "base/random.h"
+#include "transport/packed_lanes.h"
 #include "transport/packed_receive.h"
 #include "transport/packed_send.h"
 #include "transport/packed_wire.h"
 #include "transport/slot_ring.h"
 #include "transport/transfer_thread.h"
 #include "transport/transport.h"
-#include "transport/ucx_lanes.h"
-#include "transport/ucx_version.h"
-#include "transport/ucx_worker.h"
 
 namespace kvrelay::transport {
 namespace {
@@ -32,21 +30,18 @@ constexpr size_t kMaxPings = 256;
 // How long closing connections are waited for when the transport ends.
 constexpr Duration kFinishLimit = std::chrono::milliseconds(500);
 
-UcxSettings SettingsOf(const Options& options) {
-  return {.interface = options.data_interface.empty() ? "lo" : options.data_interface,
-          .message_bytes = options.chunk_bytes};
-}
-
 TimePoint Now() { return std::chrono::steady_clock::now(); }
 
-class UcxRail final : public Transport, private TransferThread::Worker {
+class PackedRail final : public Transport, private TransferThread::Worker {
  public:
-  static Result<std::unique_ptr<Transport>> Create(Options options);
-  ~UcxRail() override {
+  static Result<std::unique_ptr<Transport>> Create(Options options,
+                                                   std::unique_ptr<PackedCarrier> carrier);
+  ~PackedRail() override {
     if (thread_) thread_->Stop();
+    carrier_.reset();  // before the thread's loop, should it never have run
   }
 
-  std::string_view name() const override { return "ucx-packed"; }
+  std::string_view name() const override { return name_; }
   Style style() const override { return Style::kPacked; }
   Address LocalAddress() const override { return address_; }
   Counters counters() const override;
@@ -70,7 +65,7 @@ class UcxRail final : public Transport, private TransferThread::Worker {
     uint64_t nonce = 0;                                 // of the ping
     std::function<void(Result<PeerHandle>)> connected;  // null once it was called
     std::shared_ptr<std::function<void()>> on_death;  // emptied on the control thread by Disconnect
-    std::shared_ptr<UcxLane> lane;
+    std::shared_ptr<PackedLane> lane;
   };
   struct Ping {
     uint64_t nonce = 0;
@@ -78,11 +73,15 @@ class UcxRail final : public Transport, private TransferThread::Worker {
     std::string address;
   };
 
-  explicit UcxRail(Options options) : options_(std::move(options)) {}
+  PackedRail(Options options, std::unique_ptr<PackedCarrier> carrier)
+      : options_(std::move(options)),
+        name_(carrier->name()),
+        max_bytes_per_peer_(carrier->max_bytes_per_peer()),
+        carrier_(std::move(carrier)) {}
 
   // Transfer thread.
   TimePoint Work(TimePoint now) override;
-  bool PrepareToSleep() override { return worker_->Arm(); }
+  bool PrepareToSleep() override { return carrier_->PrepareToSleep(); }
   void Finish() override;
   void OnMessage(std::span<const std::byte> header, std::span<const std::byte> data);
   void AdoptReceives();
@@ -106,6 +105,8 @@ class UcxRail final : public Transport, private TransferThread::Worker {
   }
 
   const Options options_;
+  const std::string_view name_;
+  const uint64_t max_bytes_per_peer_;
   Address address_;
 
   // Receives that the control thread has started and the transfer thread has not seen. Beside the
@@ -127,44 +128,41 @@ class UcxRail final : public Transport, private TransferThread::Worker {
   uint64_t next_id_ = 1;
   std::map<PeerHandle, std::weak_ptr<std::function<void()>>> deaths_;
 
-  // Transfer thread. The worker goes first, see Finish.
-  std::shared_ptr<UcxWorker> worker_;
-  std::unique_ptr<UcxLanes> lanes_;
+  // Transfer thread. The carrier goes first, see Finish.
+  std::unique_ptr<PackedCarrier> carrier_;
+  std::unique_ptr<PackedLanes> lanes_;
   std::unique_ptr<PackedSender> sender_;
   std::unique_ptr<PackedReceiver> receiver_;
   std::map<PeerHandle, Peer> peers_;
   std::vector<Ping> pings_;  // to be answered
   uint64_t bad_messages_ = 0;
-  int event_fd_ = -1;
 
   std::unique_ptr<TransferThread> thread_;
 };
 
-Result<std::unique_ptr<Transport>> UcxRail::Create(Options options) {
-  std::unique_ptr<UcxRail> transport(new UcxRail(std::move(options)));
+Result<std::unique_ptr<Transport>> PackedRail::Create(Options options,
+                                                      std::unique_ptr<PackedCarrier> carrier) {
+  std::unique_ptr<PackedRail> transport(new PackedRail(std::move(options), std::move(carrier)));
   const Options& own = transport->options_;
-  KVRELAY_ASSIGN_OR_RETURN(transport->thread_, TransferThread::Create("kvr-ucx", own.spin));
+  PackedCarrier& packed = *transport->carrier_;
+  KVRELAY_ASSIGN_OR_RETURN(
+      transport->thread_, TransferThread::Create("kvr-" + std::string(transport->name_), own.spin));
   KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<SlotRing> ring,
                            SlotRing::Create(kRingSlots, own.chunk_bytes));
-  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<UcxContext> context,
-                           UcxContext::CreatePacked(SettingsOf(own)));
-  UcxRail* self = transport.get();
-  KVRELAY_ASSIGN_OR_RETURN(transport->worker_, UcxWorker::Create(std::move(context)));
-  KVRELAY_RETURN_IF_ERROR(
-      transport->worker_->Receive([self](auto header, auto data) { self->OnMessage(header, data); },
-                                  [self] { ++self->bad_messages_; }));
-  KVRELAY_ASSIGN_OR_RETURN(const std::string worker_address, transport->worker_->Address());
+  PackedRail* self = transport.get();
+  KVRELAY_ASSIGN_OR_RETURN(const std::string worker_address,
+                           packed.Start(
+                               transport->thread_->loop(),
+                               [self](auto header, auto data) { self->OnMessage(header, data); },
+                               [self] { ++self->bad_messages_; }));
   transport->address_ =
       PackedAddress{
-          .library = UcxLibrary(), .incarnation = own.incarnation, .worker = worker_address}
+          .library = packed.library(), .incarnation = own.incarnation, .worker = worker_address}
           .Encode();
-  KVRELAY_ASSIGN_OR_RETURN(transport->event_fd_, transport->worker_->EventFd());
-  KVRELAY_RETURN_IF_ERROR(
-      transport->thread_->loop().Watch(transport->event_fd_, EPOLLIN, [](uint32_t) {}));
   const auto deliver = [self](Done done, Completion completion) {
     self->Deliver(std::move(done), std::move(completion));
   };
-  transport->lanes_ = std::make_unique<UcxLanes>(*transport->worker_);
+  transport->lanes_ = std::make_unique<PackedLanes>(packed);
   transport->sender_ = std::make_unique<PackedSender>(own.regions, own.incarnation, std::move(ring),
                                                       *transport->lanes_, deliver);
   transport->receiver_ = std::make_unique<PackedReceiver>(own.regions, deliver);
@@ -174,9 +172,9 @@ Result<std::unique_ptr<Transport>> UcxRail::Create(Options options) {
 
 // --- Control thread
 
-void UcxRail::Connect(PeerSpec spec, TimePoint deadline,
-                      std::function<void(Result<PeerHandle>)> connected,
-                      std::function<void()> on_death) {
+void PackedRail::Connect(PeerSpec spec, TimePoint deadline,
+                         std::function<void(Result<PeerHandle>)> connected,
+                         std::function<void()> on_death) {
   const PeerHandle handle = next_id_++;
   auto death = std::make_shared<std::function<void()>>(std::move(on_death));
   std::erase_if(deaths_, [](const auto& entry) { return entry.second.expired(); });
@@ -201,7 +199,7 @@ void UcxRail::Connect(PeerSpec spec, TimePoint deadline,
   });
 }
 
-void UcxRail::Disconnect(PeerHandle handle) {
+void PackedRail::Disconnect(PeerHandle handle) {
   if (const auto it = deaths_.find(handle); it != deaths_.end()) {
     if (const auto death = it->second.lock()) *death = nullptr;
     deaths_.erase(it);
@@ -212,13 +210,13 @@ void UcxRail::Disconnect(PeerHandle handle) {
   });
 }
 
-OpId UcxRail::Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) {
-  Refuse(std::move(done), Code::kInvalidArgument, "ucx-packed has no one-sided reads");
+OpId PackedRail::Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) {
+  Refuse(std::move(done), Code::kInvalidArgument, std::string(name_) + " has no one-sided reads");
   return next_id_++;
 }
 
-OpId UcxRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
-                                 GuardExpectation want, TimePoint deadline, Done done) {
+OpId PackedRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
+                                    GuardExpectation want, TimePoint deadline, Done done) {
   const OpId id = next_id_++;
   {
     const std::lock_guard lock(receives_mutex_);
@@ -236,9 +234,9 @@ OpId UcxRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan 
   return id;
 }
 
-OpId UcxRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
-                              const LeaseRecord* record, GuardExpectation want, TimePoint deadline,
-                              Done done) {
+OpId PackedRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
+                                 const LeaseRecord* record, GuardExpectation want,
+                                 TimePoint deadline, Done done) {
   const OpId id = next_id_++;
   thread_->Post([this, id, stream, record, want, deadline, reader = std::move(reader),
                  plan = std::move(plan), done = std::move(done)]() mutable {
@@ -260,27 +258,27 @@ OpId UcxRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
   return id;
 }
 
-void UcxRail::Cancel(OpId op) {
+void PackedRail::Cancel(OpId op) {
   thread_->Post([this, op] {
     receiver_->Cancel(op);
     sender_->Cancel(op);
   });
 }
 
-Counters UcxRail::counters() const {
+Counters PackedRail::counters() const {
   return {{"dropped_messages", published_.dropped.load(std::memory_order_relaxed)},
           {"bad_messages", published_.bad.load(std::memory_order_relaxed)},
           {"slots_in_use", published_.slots.load(std::memory_order_relaxed)},
           {"connections", published_.connections.load(std::memory_order_relaxed)},
           {"closing_connections", published_.closing.load(std::memory_order_relaxed)},
           {"ring_bytes", kRingSlots * options_.chunk_bytes},
-          {"max_bytes_per_peer", 2 * SettingsOf(options_).segment_bytes()}};
+          {"max_bytes_per_peer", max_bytes_per_peer_}};
 }
 
 // --- Transfer thread
 
-TimePoint UcxRail::Work(TimePoint now) {
-  bool busy = worker_->Progress();
+TimePoint PackedRail::Work(TimePoint now) {
+  bool busy = carrier_->Progress();
   AnswerPings(now);
   busy |= sender_->Pump(now);
   lanes_->Reap();
@@ -291,7 +289,7 @@ TimePoint UcxRail::Work(TimePoint now) {
   return busy ? kBusy : next;
 }
 
-void UcxRail::Finish() {
+void PackedRail::Finish() {
   const Status status(Code::kCancelled, "the transport is closing");
   receiver_->FailAll(status);
   sender_->FailAll(status);
@@ -299,18 +297,17 @@ void UcxRail::Finish() {
   while (!peers_.empty()) EndPeer(peers_.begin(), status);
   lanes_->CloseAll();
   for (const TimePoint limit = Now() + kFinishLimit; lanes_->closing() > 0 && Now() < limit;) {
-    worker_->Progress();
+    carrier_->Progress();
     lanes_->Reap();
   }
-  thread_->loop().Unwatch(event_fd_);
-  worker_.reset();
+  carrier_.reset();
 }
 
-void UcxRail::OnMessage(std::span<const std::byte> bytes, std::span<const std::byte> data) {
+void PackedRail::OnMessage(std::span<const std::byte> bytes, std::span<const std::byte> data) {
   const Result<PackedHeader> header = CheckHeader(bytes, data.size());
   if (!header.has_value()) {
     ++bad_messages_;
-    LOG_EVERY_N(WARNING, 1000) << "ucx-packed: dropped " << header.error().message();
+    LOG_EVERY_N(WARNING, 1000) << name_ << ": dropped " << header.error().message();
     return;
   }
   switch (header->kind) {
@@ -320,7 +317,7 @@ void UcxRail::OnMessage(std::span<const std::byte> bytes, std::span<const std::b
       receiver_->OnMessage(*header, data);
       return;
     case PackedKind::kPing:
-      // Answered outside: an endpoint is not made inside a callback of UCX.
+      // Answered outside: an endpoint is not made inside a callback of the carrier.
       if (pings_.size() < kMaxPings) {
         pings_.push_back({.nonce = header->stream,
                           .from = header->sender,
@@ -334,7 +331,7 @@ void UcxRail::OnMessage(std::span<const std::byte> bytes, std::span<const std::b
   ++bad_messages_;
 }
 
-void UcxRail::AdoptReceives() {
+void PackedRail::AdoptReceives() {
   std::vector<PackedReceiver::Expected> receives;
   {
     const std::lock_guard lock(receives_mutex_);
@@ -353,7 +350,7 @@ void UcxRail::AdoptReceives() {
   }
 }
 
-void UcxRail::AnswerPings(TimePoint now) {
+void PackedRail::AnswerPings(TimePoint now) {
   for (const Ping& ping : std::exchange(pings_, {})) {
     const auto lane = lanes_->Open(ping.address, ping.from, now);
     if (!lane.has_value()) {
@@ -368,7 +365,7 @@ void UcxRail::AnswerPings(TimePoint now) {
   }
 }
 
-void UcxRail::OnPong(const PackedHeader& header) {
+void PackedRail::OnPong(const PackedHeader& header) {
   for (auto& [handle, peer] : peers_) {
     if (peer.nonce != header.stream || !peer.connected) continue;
     if (peer.spec.incarnation != header.sender) continue;
@@ -379,7 +376,7 @@ void UcxRail::OnPong(const PackedHeader& header) {
   }
 }
 
-TimePoint UcxRail::ExpirePeers(TimePoint now) {
+TimePoint PackedRail::ExpirePeers(TimePoint now) {
   TimePoint next = TimePoint::max();
   for (auto it = peers_.begin(); it != peers_.end();) {
     const auto current = it++;
@@ -387,10 +384,9 @@ TimePoint UcxRail::ExpirePeers(TimePoint now) {
     if (!peer.lane->usable()) {
       EndPeer(current, peer.lane->failure());
     } else if (peer.connected && peer.deadline <= now) {
-      EndPeer(current,
-              Status(Code::kDeadlineExceeded,
-                     "no answer over UCX before the deadline (our interface: " +
-                         (options_.data_interface.empty() ? "lo" : options_.data_interface) + ")"));
+      EndPeer(current, Status(Code::kDeadlineExceeded, "no answer over " + std::string(name_) +
+                                                           " before the deadline (our " +
+                                                           carrier_->where() + ")"));
     } else if (peer.connected) {
       next = std::min(next, peer.deadline);
     }
@@ -398,7 +394,7 @@ TimePoint UcxRail::ExpirePeers(TimePoint now) {
   return next;
 }
 
-void UcxRail::EndPeer(std::map<PeerHandle, Peer>::iterator it, const Status& status) {
+void PackedRail::EndPeer(std::map<PeerHandle, Peer>::iterator it, const Status& status) {
   const PeerHandle handle = it->first;
   Peer peer = std::move(it->second);
   peers_.erase(it);
@@ -408,14 +404,14 @@ void UcxRail::EndPeer(std::map<PeerHandle, Peer>::iterator it, const Status& sta
     });
     return;
   }
-  LOG(INFO) << "ucx-packed: " << peer.spec.name << ": " << status.message();
+  LOG(INFO) << name_ << ": " << peer.spec.name << ": " << status.message();
   receiver_->FailPeer(handle, status.Wrap(peer.spec.name));
   options_.executor([death = std::move(peer.on_death)] {
     if (const auto on_death = std::exchange(*death, nullptr)) on_death();
   });
 }
 
-void UcxRail::Publish() {
+void PackedRail::Publish() {
   published_.dropped.store(receiver_->dropped(), std::memory_order_relaxed);
   published_.bad.store(bad_messages_, std::memory_order_relaxed);
   published_.slots.store(sender_->slots_in_use(), std::memory_order_relaxed);
@@ -425,8 +421,9 @@ void UcxRail::Publish() {
 
 }  // namespace
 
-Result<std::unique_ptr<Transport>> CreateUcxRail(Options options) {
-  return UcxRail::Create(std::move(options));
+Result<std::unique_ptr<Transport>> CreatePackedRail(Options options,
+                                                    std::unique_ptr<PackedCarrier> carrier) {
+  return PackedRail::Create(std::move(options), std::move(carrier));
 }
 
 }  // namespace kvrelay::transport

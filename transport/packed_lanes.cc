@@ -1,19 +1,18 @@
-#include "transport/ucx_lanes.h"
+#include "transport/packed_lanes.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "transport/packed_wire.h"
-#include "transport/ucx_version.h"
 
 namespace kvrelay::transport {
 
-Status UcxLane::failure() const {
+Status PackedLane::failure() const {
   if (!why_closed_.empty()) return Status(Code::kPeerUnreachable, why_closed_);
   return endpoint_->failure();
 }
 
-void UcxLane::SendSlot(Slot* slot, SlotRing& ring, TimePoint now, UcxEndpoint::Sent sent) {
+void PackedLane::SendSlot(Slot* slot, SlotRing& ring, TimePoint now, PackedEndpoint::Sent sent) {
   if (in_flight_ == 0) last_progress_ = now;
   ++in_flight_;
   endpoint_->Send(std::as_bytes(std::span(&slot->header, 1)), slot->data.first(slot->header.bytes),
@@ -29,7 +28,7 @@ void UcxLane::SendSlot(Slot* slot, SlotRing& ring, TimePoint now, UcxEndpoint::S
                   });
 }
 
-void UcxLane::SendOwned(PackedHeader header, std::string data) {
+void PackedLane::SendOwned(PackedHeader header, std::string data) {
   struct Message {
     PackedHeader header;
     std::string data;
@@ -41,8 +40,8 @@ void UcxLane::SendOwned(PackedHeader header, std::string data) {
                   std::as_bytes(std::span(message->data)), [message](Status) {});
 }
 
-Result<std::shared_ptr<UcxLane>> UcxLanes::Open(const std::string& encoded, Incarnation incarnation,
-                                                TimePoint now) {
+Result<std::shared_ptr<PackedLane>> PackedLanes::Open(const std::string& encoded,
+                                                      Incarnation incarnation, TimePoint now) {
   KVRELAY_ASSIGN_OR_RETURN(const PackedAddress address, PackedAddress::Decode(encoded));
   if (address.incarnation != incarnation) {
     return Error(Code::kInvalidArgument, "the address is one of another incarnation");
@@ -58,17 +57,15 @@ Result<std::shared_ptr<UcxLane>> UcxLanes::Open(const std::string& encoded, Inca
     return Error(Code::kOverloaded,
                  std::to_string(kMaxLanes) + " connections are open or closing already");
   }
-  KVRELAY_RETURN_IF_ERROR(CheckSameRelease(address.library));
-  KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<UcxEndpoint> endpoint,
-                           UcxEndpoint::Create(worker_, address.worker));
-  auto lane = std::make_shared<UcxLane>(std::move(endpoint));
+  KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<PackedEndpoint> endpoint, carrier_.Connect(address));
+  auto lane = std::make_shared<PackedLane>(std::move(endpoint));
   lane->last_used_ = now;
   lane->last_progress_ = now;
   open_[encoded] = lane;
   return lane;
 }
 
-void UcxLanes::Close(const std::shared_ptr<UcxLane>& lane, std::string why) {
+void PackedLanes::Close(const std::shared_ptr<PackedLane>& lane, std::string why) {
   if (lane->endpoint_->closing()) return;
   lane->why_closed_ = std::move(why);
   lane->endpoint_->Close();
@@ -76,16 +73,16 @@ void UcxLanes::Close(const std::shared_ptr<UcxLane>& lane, std::string why) {
   std::erase_if(open_, [&](const auto& entry) { return entry.second == lane; });
 }
 
-void UcxLanes::CloseAll() {
+void PackedLanes::CloseAll() {
   while (!open_.empty()) {
-    const std::shared_ptr<UcxLane> lane = open_.begin()->second;
+    const std::shared_ptr<PackedLane> lane = open_.begin()->second;
     Close(lane, "the transport is closing");
   }
 }
 
-void UcxLanes::Reap() {
-  std::vector<std::shared_ptr<UcxLane>> failed;
-  std::vector<std::shared_ptr<UcxLane>> idle;
+void PackedLanes::Reap() {
+  std::vector<std::shared_ptr<PackedLane>> failed;
+  std::vector<std::shared_ptr<PackedLane>> idle;
   for (const auto& [address, lane] : open_) {
     if (!lane->usable()) {
       failed.push_back(lane);
@@ -100,7 +97,7 @@ void UcxLanes::Reap() {
     idle.resize(idle.size() - kMaxIdle);
     for (const auto& lane : idle) Close(lane, "not used for the longest time");
   }
-  closing_.remove_if([](const std::shared_ptr<UcxLane>& lane) {
+  closing_.remove_if([](const std::shared_ptr<PackedLane>& lane) {
     if (!lane->endpoint_->finished()) return false;
     for (const auto& [slot, ring] : lane->held_) ring->Give(slot);
     lane->held_.clear();
