@@ -3,7 +3,6 @@
 #include <glog/logging.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <list>
 #include <map>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "kvcache/copy_host.h"
+#include "transport/control_side.h"
 #include "transport/mapped_address.h"
 #include "transport/mapped_listener.h"
 #include "transport/mapped_peer.h"
@@ -46,19 +46,22 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
             Done done) override;
   std::optional<Completion> ReadNow(PeerHandle peer, const CopyPlan& plan,
                                     const GuardRef& guard) override;
-  OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
-                          TimePoint deadline, Done done) override;
-  OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
-                       GuardExpectation want, TimePoint deadline, Done done) override;
+  OpId StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation, TimePoint,
+                          Done done) override {
+    return RefusePacked(std::move(done));
+  }
+  OpId StartPackedSend(PeerSpec, StreamId, StreamPlan, const LeaseRecord*, GuardExpectation,
+                       TimePoint, Done done) override {
+    return RefusePacked(std::move(done));
+  }
   void Cancel(OpId op) override;
 
  private:
   struct Peer {
     std::unique_ptr<MappedPeer> way;
-    TimePoint deadline;                                 // of connecting
-    std::function<void(Result<PeerHandle>)> connected;  // null once it was called
-    std::shared_ptr<std::function<void()>> on_death;  // emptied on the control thread by Disconnect
-    bool over = false;                                // failed or dead: to be removed
+    TimePoint deadline;  // of connecting
+    bool connecting = true;
+    bool over = false;  // failed or dead: to be removed
   };
   struct ReadOp {
     OpId id = 0;
@@ -68,7 +71,8 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
     MappedRead read;
   };
 
-  explicit MappedTransport(Options options) : options_(std::move(options)) {
+  explicit MappedTransport(Options options)
+      : options_(std::move(options)), control_(options_.executor) {
     for (const LocalRegion& region : options_.regions) {
       local_bases_.push_back(region.data);
       local_bytes_.push_back(region.bytes);
@@ -91,19 +95,14 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void FailReadsOf(PeerHandle peer, const Status& status);
   void Complete(ReadOp op, Status status);
 
-  // Any thread.
-  void Deliver(Done done, Completion completion) {
-    options_.executor([done = std::move(done), completion = std::move(completion)]() mutable {
-      done(std::move(completion));
-    });
-  }
-  void Refuse(Done done, Code code, std::string message) {
-    Completion refused;
-    refused.status = Status(code, std::move(message));
-    Deliver(std::move(done), std::move(refused));
+  // Control thread.
+  OpId RefusePacked(Done done) {
+    return control_.RefuseStart(
+        std::move(done), Status(Code::kInvalidArgument, "mapped is one-sided: it has no streams"));
   }
 
   const Options options_;
+  ControlSide control_;
   std::vector<std::byte*> local_bases_;
   std::vector<uint64_t> local_bytes_;
   HostIdentity self_;
@@ -113,10 +112,6 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   std::shared_mutex near_mutex_;
   std::map<PeerHandle, std::shared_ptr<const MappedMemory>>
       near_;  // of ready peers; under the mutex
-
-  // Control thread.
-  uint64_t next_id_ = 1;
-  std::map<PeerHandle, std::weak_ptr<std::function<void()>>> deaths_;
 
   // Transfer thread.
   std::unique_ptr<MappedListener> listener_;
@@ -159,16 +154,10 @@ Result<std::unique_ptr<Transport>> MappedTransport::Create(Options options) {
 void MappedTransport::Connect(PeerSpec spec, TimePoint deadline,
                               std::function<void(Result<PeerHandle>)> connected,
                               std::function<void()> on_death) {
-  const PeerHandle handle = next_id_++;
-  auto death = std::make_shared<std::function<void()>>(std::move(on_death));
-  std::erase_if(deaths_, [](const auto& entry) { return entry.second.expired(); });
-  deaths_[handle] = death;
-  thread_->Post([this, handle, deadline, spec = std::move(spec), connected = std::move(connected),
-                 death = std::move(death)]() mutable {
+  const PeerHandle handle = control_.Watch(std::move(connected), std::move(on_death));
+  thread_->Post([this, handle, deadline, spec = std::move(spec)]() mutable {
     Peer& peer = peers_[handle];
     peer.deadline = deadline;
-    peer.connected = std::move(connected);
-    peer.on_death = std::move(death);
     peer.way = std::make_unique<MappedPeer>(
         thread_->loop(), std::move(spec), self_,
         [this, handle](Status status) { OnPeerState(handle, std::move(status)); });
@@ -177,10 +166,7 @@ void MappedTransport::Connect(PeerSpec spec, TimePoint deadline,
 }
 
 void MappedTransport::Disconnect(PeerHandle handle) {
-  if (const auto it = deaths_.find(handle); it != deaths_.end()) {
-    if (const auto death = it->second.lock()) *death = nullptr;
-    deaths_.erase(it);
-  }
+  control_.Forget(handle);
   thread_->Post([this, handle] {
     SetNear(handle, nullptr);
     FailReadsOf(handle, Status(Code::kCancelled, "disconnected"));
@@ -190,7 +176,7 @@ void MappedTransport::Disconnect(PeerHandle handle) {
 
 OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                            Done done) {
-  const OpId id = next_id_++;
+  const OpId id = control_.NextId();
   thread_->Post(
       [this, id, peer, guard, deadline, next = std::move(next), done = std::move(done)]() mutable {
         StartRead(id, peer, std::move(next), guard, deadline, std::move(done));
@@ -219,18 +205,6 @@ std::optional<Completion> MappedTransport::ReadNow(PeerHandle peer, const CopyPl
   completion.after = record->ReadAfter();
   completion.bytes = plan.bytes();
   return completion;
-}
-
-OpId MappedTransport::StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation,
-                                         TimePoint, Done done) {
-  Refuse(std::move(done), Code::kInvalidArgument, "mapped is one-sided: it receives no streams");
-  return next_id_++;
-}
-
-OpId MappedTransport::StartPackedSend(PeerSpec, StreamId, StreamPlan, const LeaseRecord*,
-                                      GuardExpectation, TimePoint, Done done) {
-  Refuse(std::move(done), Code::kInvalidArgument, "mapped is one-sided: it sends no streams");
-  return next_id_++;
 }
 
 void MappedTransport::Cancel(OpId op) {
@@ -262,7 +236,7 @@ void MappedTransport::Finish() {
     Complete(std::move(op), status);
   }
   for (auto& [handle, peer] : peers_) {
-    if (peer.connected) OnPeerState(handle, status);
+    if (peer.connecting) OnPeerState(handle, status);
   }
   {
     const std::unique_lock lock(near_mutex_);
@@ -274,25 +248,18 @@ void MappedTransport::Finish() {
 
 void MappedTransport::OnPeerState(PeerHandle handle, Status status) {
   Peer& peer = peers_.at(handle);
-  if (peer.connected) {
-    Result<PeerHandle> result = handle;
-    if (!status.ok()) {
-      result = Error(std::move(status));
-      peer.over = true;
-    } else {
-      SetNear(handle, peer.way->memory());
-    }
-    options_.executor([connected = std::exchange(peer.connected, nullptr),
-                       result = std::move(result)]() mutable { connected(std::move(result)); });
-    return;
+  const bool connecting = std::exchange(peer.connecting, false);
+  if (status.ok()) {
+    SetNear(handle, peer.way->memory());
+    return control_.Connected(handle);
   }
   peer.over = true;
-  SetNear(handle, nullptr);
-  LOG(INFO) << "mapped: " << peer.way->spec().name << ": " << status.message() << "; unmapped";
-  FailReadsOf(handle, status.Wrap(peer.way->spec().name));
-  options_.executor([death = peer.on_death] {
-    if (const auto on_death = std::exchange(*death, nullptr)) on_death();
-  });
+  if (!connecting) {
+    SetNear(handle, nullptr);
+    LOG(INFO) << "mapped: " << peer.way->spec().name << ": " << status.message() << "; unmapped";
+    FailReadsOf(handle, status.Wrap(peer.way->spec().name));
+  }
+  control_.Lost(handle, std::move(status));
 }
 
 void MappedTransport::SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory) {
@@ -307,15 +274,17 @@ void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, Gu
                                 TimePoint deadline, Done done) {
   const auto it = peers_.find(handle);
   if (it == peers_.end() || !it->second.way->ready()) {
-    return Refuse(std::move(done), Code::kPeerUnreachable, "the peer is not connected any more");
+    return control_.Refuse(std::move(done),
+                           Status(Code::kPeerUnreachable, "the peer is not connected any more"));
   }
   if (reads_.size() >= kMaxReads) {
-    return Refuse(std::move(done), Code::kOverloaded,
-                  std::to_string(kMaxReads) + " reads are in flight already");
+    return control_.Refuse(
+        std::move(done),
+        Status(Code::kOverloaded, std::to_string(kMaxReads) + " reads are in flight already"));
   }
   const PeerSpec& spec = it->second.way->spec();
   if (Status status = CheckGuard(guard, spec.region_bytes); !status.ok()) {
-    return Refuse(std::move(done), status.code(), spec.name + ": " + status.message());
+    return control_.Refuse(std::move(done), status.Wrap(spec.name));
   }
   reads_.push_back({.id = id,
                     .peer = handle,
@@ -371,11 +340,11 @@ TimePoint MappedTransport::ExpirePeers(TimePoint now) {
   TimePoint next = TimePoint::max();
   for (auto& [handle, peer] : peers_) {
     if (!peer.over && peer.way->retry_at() <= now) peer.way->Retry();
-    if (!peer.over && peer.connected && peer.deadline <= now) {
+    if (!peer.over && peer.connecting && peer.deadline <= now) {
       OnPeerState(handle, Status(Code::kDeadlineExceeded,
                                  "the owner's socket gave no regions before the deadline"));
     }
-    if (peer.over || !peer.connected) continue;
+    if (peer.over || !peer.connecting) continue;
     next = std::min({next, peer.deadline, peer.way->retry_at()});
   }
   std::erase_if(peers_, [](const auto& entry) { return entry.second.over; });
@@ -393,10 +362,10 @@ void MappedTransport::FailReadsOf(PeerHandle peer, const Status& status) {
 }
 
 void MappedTransport::Complete(ReadOp op, Status status) {
-  Deliver(std::move(op.done), {.status = std::move(status),
-                               .before = op.read.before(),
-                               .after = op.read.after(),
-                               .bytes = op.read.bytes()});
+  control_.Deliver(std::move(op.done), {.status = std::move(status),
+                                        .before = op.read.before(),
+                                        .after = op.read.after(),
+                                        .bytes = op.read.bytes()});
 }
 
 }  // namespace

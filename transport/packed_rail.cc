@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "transport/control_side.h"
 #include "transport/packed_lanes.h"
 #include "transport/packed_receive.h"
 #include "transport/packed_send.h"
@@ -49,8 +50,11 @@ class PackedRail final : public Transport, private TransferThread::Worker {
   void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle peer) override;
-  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
-            Done done) override;
+  OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) override {
+    return control_.RefuseStart(
+        std::move(done),
+        Status(Code::kInvalidArgument, std::string(name_) + " has no one-sided reads"));
+  }
   OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
                           TimePoint deadline, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
@@ -61,10 +65,9 @@ class PackedRail final : public Transport, private TransferThread::Worker {
   // An owner that we read from. Its lane carries one ping, and is how we see it die.
   struct Peer {
     PeerSpec spec;
-    TimePoint deadline;                                 // of connecting
-    uint64_t nonce = 0;                                 // of the ping
-    std::function<void(Result<PeerHandle>)> connected;  // null once it was called
-    std::shared_ptr<std::function<void()>> on_death;  // emptied on the control thread by Disconnect
+    TimePoint deadline;  // of connecting
+    uint64_t nonce = 0;  // of the ping
+    bool connecting = true;
     std::shared_ptr<PackedLane> lane;
   };
   struct Ping {
@@ -77,6 +80,7 @@ class PackedRail final : public Transport, private TransferThread::Worker {
       : options_(std::move(options)),
         name_(carrier->name()),
         max_bytes_per_peer_(carrier->max_bytes_per_peer()),
+        control_(options_.executor),
         carrier_(std::move(carrier)) {}
 
   // Transfer thread.
@@ -92,21 +96,10 @@ class PackedRail final : public Transport, private TransferThread::Worker {
   void EndPeer(std::map<PeerHandle, Peer>::iterator it, const Status& status);
   void Publish();
 
-  // Any thread.
-  void Deliver(Done done, Completion completion) {
-    options_.executor([done = std::move(done), completion = std::move(completion)]() mutable {
-      done(std::move(completion));
-    });
-  }
-  void Refuse(Done done, Code code, std::string message) {
-    Completion refused;
-    refused.status = Status(code, std::move(message));
-    Deliver(std::move(done), std::move(refused));
-  }
-
   const Options options_;
   const std::string_view name_;
   const uint64_t max_bytes_per_peer_;
+  ControlSide control_;
   Address address_;
 
   // Receives that the control thread has started and the transfer thread has not seen. Beside the
@@ -123,10 +116,6 @@ class PackedRail final : public Transport, private TransferThread::Worker {
     std::atomic<uint64_t> connections{0};
     std::atomic<uint64_t> closing{0};
   } published_;
-
-  // Control thread.
-  uint64_t next_id_ = 1;
-  std::map<PeerHandle, std::weak_ptr<std::function<void()>>> deaths_;
 
   // Transfer thread. The carrier goes first, see Finish.
   std::unique_ptr<PackedCarrier> carrier_;
@@ -160,7 +149,7 @@ Result<std::unique_ptr<Transport>> PackedRail::Create(Options options,
           .library = packed.library(), .incarnation = own.incarnation, .worker = worker_address}
           .Encode();
   const auto deliver = [self](Done done, Completion completion) {
-    self->Deliver(std::move(done), std::move(completion));
+    self->control_.Deliver(std::move(done), std::move(completion));
   };
   transport->lanes_ = std::make_unique<PackedLanes>(packed);
   transport->sender_ = std::make_unique<PackedSender>(own.regions, own.incarnation, std::move(ring),
@@ -175,19 +164,13 @@ Result<std::unique_ptr<Transport>> PackedRail::Create(Options options,
 void PackedRail::Connect(PeerSpec spec, TimePoint deadline,
                          std::function<void(Result<PeerHandle>)> connected,
                          std::function<void()> on_death) {
-  const PeerHandle handle = next_id_++;
-  auto death = std::make_shared<std::function<void()>>(std::move(on_death));
-  std::erase_if(deaths_, [](const auto& entry) { return entry.second.expired(); });
-  deaths_[handle] = death;
-  thread_->Post([this, handle, deadline, spec = std::move(spec), connected = std::move(connected),
-                 death = std::move(death)]() mutable {
+  const PeerHandle handle = control_.Watch(std::move(connected), std::move(on_death));
+  thread_->Post([this, handle, deadline, spec = std::move(spec)]() mutable {
     const auto it = peers_.try_emplace(handle).first;
     Peer& peer = it->second;
     peer.spec = std::move(spec);
     peer.deadline = deadline;
     peer.nonce = Random64();
-    peer.connected = std::move(connected);
-    peer.on_death = std::move(death);
     auto lane = lanes_->Open(peer.spec.address, peer.spec.incarnation, Now());
     if (!lane.has_value()) return EndPeer(it, lane.error());
     peer.lane = std::move(*lane);
@@ -200,24 +183,16 @@ void PackedRail::Connect(PeerSpec spec, TimePoint deadline,
 }
 
 void PackedRail::Disconnect(PeerHandle handle) {
-  if (const auto it = deaths_.find(handle); it != deaths_.end()) {
-    if (const auto death = it->second.lock()) *death = nullptr;
-    deaths_.erase(it);
-  }
+  control_.Forget(handle);
   thread_->Post([this, handle] {
     receiver_->FailPeer(handle, Status(Code::kCancelled, "disconnected"));
     peers_.erase(handle);
   });
 }
 
-OpId PackedRail::Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) {
-  Refuse(std::move(done), Code::kInvalidArgument, std::string(name_) + " has no one-sided reads");
-  return next_id_++;
-}
-
 OpId PackedRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
                                     GuardExpectation want, TimePoint deadline, Done done) {
-  const OpId id = next_id_++;
+  const OpId id = control_.NextId();
   {
     const std::lock_guard lock(receives_mutex_);
     receives_.push_back({.op = id,
@@ -237,13 +212,12 @@ OpId PackedRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPl
 OpId PackedRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
                                  const LeaseRecord* record, GuardExpectation want,
                                  TimePoint deadline, Done done) {
-  const OpId id = next_id_++;
+  const OpId id = control_.NextId();
   thread_->Post([this, id, stream, record, want, deadline, reader = std::move(reader),
                  plan = std::move(plan), done = std::move(done)]() mutable {
     auto lane = lanes_->Open(reader.address, reader.incarnation, Now());
     if (!lane.has_value()) {
-      return Refuse(std::move(done), lane.error().code(),
-                    reader.name + ": " + lane.error().message());
+      return control_.Refuse(std::move(done), lane.error().Wrap(reader.name));
     }
     sender_->Start({.op = id,
                     .reader_name = std::move(reader.name),
@@ -293,7 +267,7 @@ void PackedRail::Finish() {
   const Status status(Code::kCancelled, "the transport is closing");
   receiver_->FailAll(status);
   sender_->FailAll(status);
-  std::erase_if(peers_, [](const auto& entry) { return !entry.second.connected; });
+  std::erase_if(peers_, [](const auto& entry) { return !entry.second.connecting; });
   while (!peers_.empty()) EndPeer(peers_.begin(), status);
   lanes_->CloseAll();
   for (const TimePoint limit = Now() + kFinishLimit; lanes_->closing() > 0 && Now() < limit;) {
@@ -339,9 +313,9 @@ void PackedRail::AdoptReceives() {
   }
   for (PackedReceiver::Expected& expected : receives) {
     const auto it = peers_.find(expected.peer);
-    if (it == peers_.end() || it->second.connected) {
-      Refuse(std::move(expected.done), Code::kPeerUnreachable,
-             "the peer is not connected any more");
+    if (it == peers_.end() || it->second.connecting) {
+      control_.Refuse(std::move(expected.done),
+                      Status(Code::kPeerUnreachable, "the peer is not connected any more"));
       continue;
     }
     expected.peer_name = it->second.spec.name;
@@ -367,12 +341,10 @@ void PackedRail::AnswerPings(TimePoint now) {
 
 void PackedRail::OnPong(const PackedHeader& header) {
   for (auto& [handle, peer] : peers_) {
-    if (peer.nonce != header.stream || !peer.connected) continue;
+    if (peer.nonce != header.stream || !peer.connecting) continue;
     if (peer.spec.incarnation != header.sender) continue;
-    options_.executor([connected = std::exchange(peer.connected, nullptr), handle = handle] {
-      connected(handle);
-    });
-    return;
+    peer.connecting = false;
+    return control_.Connected(handle);
   }
 }
 
@@ -383,11 +355,11 @@ TimePoint PackedRail::ExpirePeers(TimePoint now) {
     const Peer& peer = current->second;
     if (!peer.lane->usable()) {
       EndPeer(current, peer.lane->failure());
-    } else if (peer.connected && peer.deadline <= now) {
+    } else if (peer.connecting && peer.deadline <= now) {
       EndPeer(current, Status(Code::kDeadlineExceeded, "no answer over " + std::string(name_) +
                                                            " before the deadline (our " +
                                                            carrier_->where() + ")"));
-    } else if (peer.connected) {
+    } else if (peer.connecting) {
       next = std::min(next, peer.deadline);
     }
   }
@@ -395,20 +367,13 @@ TimePoint PackedRail::ExpirePeers(TimePoint now) {
 }
 
 void PackedRail::EndPeer(std::map<PeerHandle, Peer>::iterator it, const Status& status) {
-  const PeerHandle handle = it->first;
-  Peer peer = std::move(it->second);
-  peers_.erase(it);
-  if (peer.connected) {
-    options_.executor([connected = std::move(peer.connected), status]() mutable {
-      connected(Error(std::move(status)));
-    });
-    return;
+  const auto& [handle, peer] = *it;
+  if (!peer.connecting) {
+    LOG(INFO) << name_ << ": " << peer.spec.name << ": " << status.message();
+    receiver_->FailPeer(handle, status.Wrap(peer.spec.name));
   }
-  LOG(INFO) << name_ << ": " << peer.spec.name << ": " << status.message();
-  receiver_->FailPeer(handle, status.Wrap(peer.spec.name));
-  options_.executor([death = std::move(peer.on_death)] {
-    if (const auto on_death = std::exchange(*death, nullptr)) on_death();
-  });
+  control_.Lost(handle, status);
+  peers_.erase(it);
 }
 
 void PackedRail::Publish() {

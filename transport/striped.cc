@@ -6,6 +6,8 @@
 #include <thread>
 #include <utility>
 
+#include "transport/control_side.h"
+
 namespace kvrelay::transport {
 namespace {
 
@@ -139,7 +141,7 @@ void Table::Bury(PeerHandle handle) {
 class StripedTransport final : public Transport {
  public:
   StripedTransport(std::vector<std::unique_ptr<Transport>> rails, Executor executor)
-      : executor_(std::move(executor)), rails_(std::move(rails)) {
+      : control_(std::move(executor)), rails_(std::move(rails)) {
     StripedAddress address;
     for (const auto& rail : rails_) {
       address.rails.push_back(rail->LocalAddress());
@@ -158,8 +160,9 @@ class StripedTransport final : public Transport {
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle handle) override;
   OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) override {
-    return Refuse(std::move(done),
-                  Status(Code::kInvalidArgument, std::string(name()) + " has no one-sided reads"));
+    return control_.RefuseStart(
+        std::move(done),
+        Status(Code::kInvalidArgument, std::string(name()) + " has no one-sided reads"));
   }
   OpId StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
                           GuardExpectation want, TimePoint deadline, Done done) override;
@@ -174,13 +177,11 @@ class StripedTransport final : public Transport {
   using StartStripe =
       std::function<OpId(Transport& rail, uint32_t stripe, StreamPlan plan, Done done)>;
 
-  OpId Refuse(Done done, Status status);
   OpId StartStripes(PeerHandle peer, const StreamPlan& plan, size_t readers_rails, Done done,
                     const StartStripe& start);
 
-  const Executor executor_;
+  ControlSide control_;
   Address address_;
-  uint64_t next_id_ = 1;
   const std::shared_ptr<Table> table_ = std::make_shared<Table>();
   const std::vector<std::unique_ptr<Transport>> rails_;
 };
@@ -197,13 +198,12 @@ Counters StripedTransport::counters() const {
 void StripedTransport::Connect(PeerSpec spec, TimePoint deadline,
                                std::function<void(Result<PeerHandle>)> connected,
                                std::function<void()> on_death) {
-  const PeerHandle handle = next_id_++;
   const Result<StripedAddress> address = StripedAddress::Decode(spec.address);
   if (!address.has_value()) {
-    executor_(
-        [connected = std::move(connected), status = address.error()] { connected(Error(status)); });
-    return;
+    const PeerHandle refused = control_.Watch(std::move(connected), std::move(on_death));
+    return control_.Lost(refused, address.error());
   }
+  const PeerHandle handle = control_.NextId();
   table_->peers[handle] = {.rails = std::vector<PeerHandle>(rails_.size()),
                            .connecting = rails_.size(),
                            .receives = 0,
@@ -232,8 +232,8 @@ OpId StripedTransport::StartPackedReceive(PeerHandle handle, StreamId stream, St
                                           GuardExpectation want, TimePoint deadline, Done done) {
   const auto it = table_->peers.find(handle);
   if (it == table_->peers.end() || !it->second.failure.ok()) {
-    return Refuse(std::move(done),
-                  Status(Code::kPeerUnreachable, "the peer is not connected any more"));
+    return control_.RefuseStart(
+        std::move(done), Status(Code::kPeerUnreachable, "the peer is not connected any more"));
   }
   ++it->second.receives;
   return StartStripes(handle, plan, rails_.size(), std::move(done),
@@ -248,7 +248,8 @@ OpId StripedTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamP
                                        const LeaseRecord* record, GuardExpectation want,
                                        TimePoint deadline, Done done) {
   const Result<StripedAddress> address = StripedAddress::Decode(reader.address);
-  if (!address.has_value()) return Refuse(std::move(done), address.error().Wrap(reader.name));
+  if (!address.has_value())
+    return control_.RefuseStart(std::move(done), address.error().Wrap(reader.name));
   return StartStripes(0, plan, address->rails.size(), std::move(done),
                       [&](Transport& rail, uint32_t stripe, StreamPlan part, Done part_done) {
                         PeerSpec spec = reader;
@@ -258,18 +259,9 @@ OpId StripedTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamP
                       });
 }
 
-OpId StripedTransport::Refuse(Done done, Status status) {
-  executor_([done = std::move(done), status = std::move(status)]() mutable {
-    Completion refused;
-    refused.status = std::move(status);
-    done(std::move(refused));
-  });
-  return next_id_++;
-}
-
 OpId StripedTransport::StartStripes(PeerHandle peer, const StreamPlan& plan, size_t readers_rails,
                                     Done done, const StartStripe& start) {
-  const OpId id = next_id_++;
+  const OpId id = control_.NextId();
   // A stream without chunks is refused by the rail.
   const auto stripes = static_cast<uint32_t>(std::clamp<size_t>(plan.chunks, 1, readers_rails));
   Op& op = table_->ops[id];

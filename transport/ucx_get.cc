@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "transport/control_side.h"
 #include "transport/get_address.h"
 #include "transport/get_read.h"
 #include "transport/get_way.h"
@@ -72,9 +73,8 @@ class UcxGet final : public Transport, private TransferThread::Worker {
 
  private:
   struct Peer {
-    TimePoint deadline;                                 // of connecting
-    std::function<void(Result<PeerHandle>)> connected;  // null once it was called
-    std::shared_ptr<std::function<void()>> on_death;  // emptied on the control thread by Disconnect
+    TimePoint deadline;  // of connecting
+    bool connecting = true;
     std::shared_ptr<GetWay> way;
   };
   // The first read of a way, of the owner's beacon.
@@ -99,7 +99,7 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   using Reads = std::list<ReadOp>;
   using Peers = std::map<PeerHandle, Peer>;
 
-  explicit UcxGet(Options options) : options_(std::move(options)) {
+  explicit UcxGet(Options options) : options_(std::move(options)), control_(options_.executor) {
     for (const LocalRegion& region : options_.regions) {
       local_bases_.push_back(region.data);
       local_bytes_.push_back(region.bytes);
@@ -111,7 +111,7 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   TimePoint Work(TimePoint now) override;
   bool PrepareToSleep() override { return worker_->Arm(); }
   void Finish() override;
-  void StartConnect(PeerHandle handle, const PeerSpec& spec, Peer peer);
+  void StartConnect(PeerHandle handle, const PeerSpec& spec, TimePoint deadline);
   void StartRead(OpId id, PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                  Done done);
   bool StepReads(TimePoint now);
@@ -131,23 +131,14 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   Reads::iterator Complete(Reads::iterator it, Status status);
   void Publish();
 
-  // Any thread.
-  void Deliver(Done done, Completion completion) {
-    options_.executor([done = std::move(done), completion = std::move(completion)]() mutable {
-      done(std::move(completion));
-    });
-  }
-  void Refuse(Done done, Code code, std::string message) {
-    Completion refused;
-    refused.status = Status(code, std::move(message));
-    Deliver(std::move(done), std::move(refused));
-  }
+  // Control thread.
   OpId RefusePacked(Done done) {
-    Refuse(std::move(done), Code::kInvalidArgument, "ucx-get is one-sided: it has no streams");
-    return next_id_++;
+    return control_.RefuseStart(
+        std::move(done), Status(Code::kInvalidArgument, "ucx-get is one-sided: it has no streams"));
   }
 
   const Options options_;
+  ControlSide control_;
   std::vector<std::byte*> local_bases_;
   std::vector<uint64_t> local_bytes_;
   OneSidedLanes lanes_;
@@ -161,10 +152,6 @@ class UcxGet final : public Transport, private TransferThread::Worker {
     std::atomic<uint64_t> quarantined_bytes{0};
     std::atomic<uint64_t> closing{0};
   } published_;
-
-  // Control thread.
-  uint64_t next_id_ = 1;
-  std::map<PeerHandle, std::weak_ptr<std::function<void()>>> deaths_;
 
   // Transfer thread. Registered memory and ways refer to context and worker; the worker goes first,
   // see Finish.
@@ -244,25 +231,13 @@ Fitness UcxGet::FitnessFor(const CopyPlan& plan) const {
 void UcxGet::Connect(PeerSpec spec, TimePoint deadline,
                      std::function<void(Result<PeerHandle>)> connected,
                      std::function<void()> on_death) {
-  const PeerHandle handle = next_id_++;
-  auto death = std::make_shared<std::function<void()>>(std::move(on_death));
-  std::erase_if(deaths_, [](const auto& entry) { return entry.second.expired(); });
-  deaths_[handle] = death;
-  thread_->Post([this, handle, deadline, spec = std::move(spec), connected = std::move(connected),
-                 death = std::move(death)]() mutable {
-    Peer peer;
-    peer.deadline = deadline;
-    peer.connected = std::move(connected);
-    peer.on_death = std::move(death);
-    StartConnect(handle, spec, std::move(peer));
-  });
+  const PeerHandle handle = control_.Watch(std::move(connected), std::move(on_death));
+  thread_->Post(
+      [this, handle, deadline, spec = std::move(spec)] { StartConnect(handle, spec, deadline); });
 }
 
 void UcxGet::Disconnect(PeerHandle handle) {
-  if (const auto it = deaths_.find(handle); it != deaths_.end()) {
-    if (const auto death = it->second.lock()) *death = nullptr;
-    deaths_.erase(it);
-  }
+  control_.Forget(handle);
   thread_->Post([this, handle] {
     const auto it = peers_.find(handle);
     if (it == peers_.end()) return;
@@ -272,7 +247,7 @@ void UcxGet::Disconnect(PeerHandle handle) {
 
 OpId UcxGet::Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
                   Done done) {
-  const OpId id = next_id_++;
+  const OpId id = control_.NextId();
   thread_->Post(
       [this, id, peer, guard, deadline, next = std::move(next), done = std::move(done)]() mutable {
         StartRead(id, peer, std::move(next), guard, deadline, std::move(done));
@@ -330,8 +305,9 @@ void UcxGet::Finish() {
   memory_.clear();
 }
 
-void UcxGet::StartConnect(PeerHandle handle, const PeerSpec& spec, Peer peer) {
-  const auto it = peers_.emplace(handle, std::move(peer)).first;
+void UcxGet::StartConnect(PeerHandle handle, const PeerSpec& spec, TimePoint deadline) {
+  const auto it = peers_.try_emplace(handle).first;
+  it->second.deadline = deadline;
   if (hellos_.size() >= kMaxHellos) {
     return EndPeer(it, Status(Code::kOverloaded,
                               std::to_string(kMaxHellos) + " peers are being connected already"));
@@ -353,7 +329,7 @@ void UcxGet::TakeHellos() {
     const auto hello = it++;
     if (hello->gets.in_flight > 0) continue;
     if (const auto peer = peers_.find(hello->peer);
-        peer != peers_.end() && peer->second.connected) {
+        peer != peers_.end() && peer->second.connecting) {
       Beacon beacon;
       std::memcpy(&beacon, hello->pad, sizeof(beacon));
       if (hello->gets.failure != UCS_OK) {
@@ -363,8 +339,8 @@ void UcxGet::TakeHellos() {
                  beacon.incarnation != hello->expected.incarnation) {
         EndPeer(peer, Status(Code::kPeerUnreachable, "another process than the handshake's"));
       } else {
-        options_.executor([connected = std::exchange(peer->second.connected, nullptr),
-                           handle = hello->peer] { connected(handle); });
+        peer->second.connecting = false;
+        control_.Connected(hello->peer);
       }
     }
     if (!hello->way->Drained(hello->gets)) continue;
@@ -376,16 +352,18 @@ void UcxGet::TakeHellos() {
 void UcxGet::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard,
                        TimePoint deadline, Done done) {
   const auto it = peers_.find(handle);
-  if (it == peers_.end() || it->second.connected || !it->second.way->failure().ok()) {
-    return Refuse(std::move(done), Code::kPeerUnreachable, "the peer is not connected any more");
+  if (it == peers_.end() || it->second.connecting || !it->second.way->failure().ok()) {
+    return control_.Refuse(std::move(done),
+                           Status(Code::kPeerUnreachable, "the peer is not connected any more"));
   }
   const std::shared_ptr<GetWay>& way = it->second.way;
   if (Status status = CheckGuard(guard, way->region_bytes()); !status.ok()) {
-    return Refuse(std::move(done), status.code(), way->name() + ": " + status.message());
+    return control_.Refuse(std::move(done), status.Wrap(way->name()));
   }
   if (reads_.size() >= kMaxReads) {
-    return Refuse(std::move(done), Code::kOverloaded,
-                  std::to_string(kMaxReads) + " reads are in flight already");
+    return control_.Refuse(
+        std::move(done),
+        Status(Code::kOverloaded, std::to_string(kMaxReads) + " reads are in flight already"));
   }
   std::byte* pad = pads_->Take();
   reads_.push_back({.id = id,
@@ -500,10 +478,10 @@ TimePoint UcxGet::ExpirePeers(TimePoint now) {
       const bool reading =
           std::ranges::any_of(reads_, [&](const ReadOp& op) { return op.peer == peer->first; });
       if (!reading) EndPeer(peer, peer->second.way->failure());
-    } else if (peer->second.connected && peer->second.deadline <= now) {
+    } else if (peer->second.connecting && peer->second.deadline <= now) {
       EndPeer(peer, Status(Code::kDeadlineExceeded,
                            "no one-sided read of it before the deadline (" + lanes_.names + ")"));
-    } else if (peer->second.connected) {
+    } else if (peer->second.connecting) {
       next = std::min(next, peer->second.deadline);
     }
   }
@@ -511,20 +489,15 @@ TimePoint UcxGet::ExpirePeers(TimePoint now) {
 }
 
 void UcxGet::EndPeer(Peers::iterator it, const Status& status) {
-  Peer peer = std::move(it->second);
+  const PeerHandle handle = it->first;
+  const Peer peer = std::move(it->second);
   peers_.erase(it);
   if (peer.way) EndWay(peer.way, status, Now());
-  if (peer.connected) {
-    options_.executor([connected = std::move(peer.connected), status]() mutable {
-      connected(Error(std::move(status)));
-    });
-    return;
+  if (!peer.connecting) {
+    if (status.code() == Code::kCancelled) return;  // it was ours to end
+    LOG(INFO) << "ucx-get: " << peer.way->name() << ": " << status.message();
   }
-  if (status.code() == Code::kCancelled) return;  // it was ours to end
-  LOG(INFO) << "ucx-get: " << peer.way->name() << ": " << status.message();
-  options_.executor([death = std::move(peer.on_death)] {
-    if (const auto on_death = std::exchange(*death, nullptr)) on_death();
-  });
+  control_.Lost(handle, status);
 }
 
 void UcxGet::Reap() {
@@ -535,10 +508,10 @@ void UcxGet::Reap() {
 
 UcxGet::Reads::iterator UcxGet::Complete(Reads::iterator it, Status status) {
   pads_->Give(it->pad);
-  Deliver(std::move(it->done), {.status = std::move(status),
-                                .before = it->read.before(),
-                                .after = it->read.after(),
-                                .bytes = it->read.bytes()});
+  control_.Deliver(std::move(it->done), {.status = std::move(status),
+                                         .before = it->read.before(),
+                                         .after = it->read.after(),
+                                         .bytes = it->read.bytes()});
   return reads_.erase(it);
 }
 
