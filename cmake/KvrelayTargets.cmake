@@ -1,11 +1,13 @@
-# kvrelay_library(<name> SOURCES <glob>... [EXCLUDE <glob>...] [DEPS kvrelay::x...] [LIBS <lib>...])
+# kvrelay_library(<name> SOURCES <glob>... [EXCLUDE <glob>...] [DEPS kvrelay::x...] [LIBS <lib>...] [PRECOMPILE <header>...])
 #   Static library kvrelay_<name> with alias kvrelay::<name> from the globs of the current folder. A folder that has no
 #   sources yet becomes an INTERFACE target, so that it can be linked before it is written.
-# kvrelay_test(<folder> [LABEL <label>] [DIR <dir>] [LIBS <lib>...])
+# kvrelay_test(<folder> [LABEL <label>] [TIMEOUT <seconds>] [LIBS <lib>...] [DEFINITIONS <definition>...]
+#              [PROPERTIES <property>...] [PRECOMPILE <header>...])
 #   One gtest binary <folder>_test from tests/<folder>/*.cc; nothing when that folder is empty. Suites named Full* get
 #   the label "full" instead of <label> (default: unit), and run only in scripts/test --full.
 
 include(KvrelayArrows)
+include(KvrelayPrecompile)
 include(GoogleTest)
 
 function(kvrelay_glob out)
@@ -34,7 +36,7 @@ function(kvrelay_check_arrows folder)
 endfunction()
 
 function(kvrelay_library name)
-  cmake_parse_arguments(arg "" "" "SOURCES;EXCLUDE;DEPS;LIBS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "SOURCES;EXCLUDE;DEPS;LIBS;PRECOMPILE" ${ARGN})
   get_filename_component(folder "${CMAKE_CURRENT_SOURCE_DIR}" NAME)
   if(folder STREQUAL "common")
     set(folder tools)
@@ -45,6 +47,7 @@ function(kvrelay_library name)
   if(sources)
     add_library(${target} STATIC ${sources})
     set(scope PUBLIC)
+    kvrelay_precompile(${target} ${arg_PRECOMPILE})
   else()
     add_library(${target} INTERFACE)
     set(scope INTERFACE)
@@ -77,7 +80,7 @@ function(kvrelay_discover target label)
 endfunction()
 
 function(kvrelay_test folder)
-  cmake_parse_arguments(arg "" "LABEL;TIMEOUT" "LIBS;DEFINITIONS;PROPERTIES" ${ARGN})
+  cmake_parse_arguments(arg "" "LABEL;TIMEOUT" "LIBS;DEFINITIONS;PROPERTIES;PRECOMPILE" ${ARGN})
   if(NOT arg_LABEL)
     set(arg_LABEL unit)
   endif()
@@ -89,5 +92,6 @@ function(kvrelay_test folder)
   add_executable(${target} ${sources})
   target_link_libraries(${target} PRIVATE ${arg_LIBS} GTest::gmock GTest::gtest_main)
   target_compile_definitions(${target} PRIVATE ${arg_DEFINITIONS})
+  kvrelay_precompile(${target} gtest/gtest.h ${arg_PRECOMPILE})
   kvrelay_discover(${target} ${arg_LABEL} TIMEOUT ${arg_TIMEOUT} PROPERTIES ${arg_PROPERTIES})
 endfunction()

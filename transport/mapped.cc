@@ -39,9 +39,9 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   Style style() const override { return Style::kOneSided; }
   Address LocalAddress() const override { return address_; }
 
-  void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
+  void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
-  void Disconnect(PeerHandle peer) override;
+  void Disconnect(PeerHandle handle) override;
   OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
             Done done) override;
   std::optional<Completion> ReadNow(PeerHandle peer, const CopyPlan& plan,
@@ -84,7 +84,7 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void Finish() override;
   void OnPeerState(PeerHandle handle, Status status);
   void SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory);
-  void StartRead(OpId id, PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
+  void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, TimePoint deadline,
                  Done done);
   // Does a step of the first read that has something to do; false when none has.
   bool StepRead(TimePoint now);

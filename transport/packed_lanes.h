@@ -57,7 +57,7 @@ class PackedLanes {
 
   // kInvalidArgument for what is no address, or one of another incarnation than `incarnation`;
   // kIncompatible for one that the carrier cannot use; kOverloaded at kMaxLanes.
-  Result<std::shared_ptr<PackedLane>> Open(const std::string& address, Incarnation incarnation,
+  Result<std::shared_ptr<PackedLane>> Open(const std::string& encoded, Incarnation incarnation,
                                            TimePoint now);
   // Gives the connection up with all that is in flight on it; holders see it as unusable.
   void Close(const std::shared_ptr<PackedLane>& lane, std::string why);

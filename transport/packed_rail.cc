@@ -47,16 +47,16 @@ class PackedRail final : public Transport, private TransferThread::Worker {
   Address LocalAddress() const override { return address_; }
   Counters counters() const override;
 
-  void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
+  void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
-  void Disconnect(PeerHandle peer) override;
+  void Disconnect(PeerHandle handle) override;
   OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) override {
     return control_.RefuseStart(
         std::move(done),
         Status(Code::kInvalidArgument, std::string(name_) + " has no one-sided reads"));
   }
-  OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
-                          TimePoint deadline, Done done) override;
+  OpId StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
+                          GuardExpectation want, TimePoint deadline, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
                        GuardExpectation want, TimePoint deadline, Done done) override;
   void Cancel(OpId op) override;
@@ -87,7 +87,7 @@ class PackedRail final : public Transport, private TransferThread::Worker {
   TimePoint Work(TimePoint now) override;
   bool PrepareToSleep() override { return carrier_->PrepareToSleep(); }
   void Finish() override;
-  void OnMessage(std::span<const std::byte> header, std::span<const std::byte> data);
+  void OnMessage(std::span<const std::byte> bytes, std::span<const std::byte> data);
   void AdoptReceives();
   void AnswerPings(TimePoint now);
   void OnPong(const PackedHeader& header);

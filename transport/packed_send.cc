@@ -234,8 +234,9 @@ TimePoint PackedSender::Expire(TimePoint now) {
       next = std::min(next, limit);
       continue;
     }
-    const bool wanted = std::any_of(streams_.begin(), streams_.end(),
-                                    [&](const auto& stream) { return stream->out.lane == lane; });
+    const bool wanted =
+        std::any_of(streams_.begin(), streams_.end(),
+                    [&lane = lane](const auto& stream) { return stream->out.lane == lane; });
     if (!wanted || ring_->free() == 0) stalled.push_back(lane);
   }
   for (const auto& lane : stalled) lanes_.Close(lane, "the reader took no data for a second");

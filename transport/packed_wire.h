@@ -41,7 +41,7 @@ static_assert(sizeof(PackedHeader) == 120);
 // Fills in magic, version and checksum.
 void Seal(PackedHeader& header);
 // kInvalidArgument unless `header` is one that Seal made and `data_bytes` is what it says.
-Result<PackedHeader> CheckHeader(std::span<const std::byte> header, uint64_t data_bytes);
+Result<PackedHeader> CheckHeader(std::span<const std::byte> bytes, uint64_t data_bytes);
 
 // Where a process receives: made by LocalAddress() of a packed transport.
 struct PackedAddress {

@@ -156,7 +156,7 @@ class StripedTransport final : public Transport {
   Address LocalAddress() const override { return address_; }
   Counters counters() const override;
 
-  void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
+  void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle handle) override;
   OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) override {

@@ -52,7 +52,7 @@ class UcxEndpoint final : public PackedEndpoint {
   UcxEndpoint() = default;
   static void OnError(void* self, ucp_ep_h endpoint, ucs_status_t status);
   static void OnSent(void* request, ucs_status_t status, void* context);
-  static void OnGot(void* request, ucs_status_t status, void* gets);
+  static void OnGot(void* request, ucs_status_t status, void* context);
   static void OnClosed(void* request, ucs_status_t status, void* self);
 
   ucp_ep_h endpoint_ = nullptr;

@@ -56,9 +56,9 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   bool lingers() const override { return true; }
   Counters counters() const override;
 
-  void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
+  void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
-  void Disconnect(PeerHandle peer) override;
+  void Disconnect(PeerHandle handle) override;
   OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
             Done done) override;
   OpId StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation, TimePoint,
@@ -69,7 +69,7 @@ class UcxGet final : public Transport, private TransferThread::Worker {
                        TimePoint, Done done) override {
     return RefusePacked(std::move(done));
   }
-  void Cancel(OpId op) override;
+  void Cancel(OpId id) override;
 
  private:
   struct Peer {
@@ -112,7 +112,7 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   bool PrepareToSleep() override { return worker_->Arm(); }
   void Finish() override;
   void StartConnect(PeerHandle handle, const PeerSpec& spec, TimePoint deadline);
-  void StartRead(OpId id, PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
+  void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, TimePoint deadline,
                  Done done);
   bool StepReads(TimePoint now);
   // Makes the read post nothing more; it completes once it is drained.

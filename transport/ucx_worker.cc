@@ -237,10 +237,10 @@ ucs_status_t UcxWorker::OnActiveMessage(void* self, const void* header, size_t h
 // that links it, the command line included. It would want to see mappings come and go for
 // registered memory; TCP registers none. (In a process that loads us as a plugin UCX finds its own
 // function.)
-extern "C" void ucm_set_global_opts(const ucm_global_config_t* options) {
+extern "C" void ucm_set_global_opts(const ucm_global_config_t* ucm_opts) {
   using Function = void (*)(const ucm_global_config_t*);
   const auto original = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "ucm_set_global_opts"));
-  ucm_global_config_t changed = *options;
+  ucm_global_config_t changed = *ucm_opts;
   changed.mmap_hook_mode = UCM_MMAP_HOOK_NONE;
   original(&changed);
 }

@@ -60,7 +60,7 @@ TEST_P(TpGroupTest, TheFirstErrorWinsAndNobodyIsLeftWaiting) {
     const Status status = group.Run([&](uint32_t rank) -> Status {
       if (rank == bad) return {Code::kResourceExhausted, "rank " + std::to_string(rank)};
       float one = 1;
-      const Status reduced = group.AllReduce(rank, {&one, 1});
+      Status reduced = group.AllReduce(rank, {&one, 1});
       if (reduced.code() == Code::kCancelled) ++cancelled;
       return reduced;
     });

@@ -49,7 +49,7 @@ Frames BadMessage(Random& random, uint64_t id) {
       damaged.replace(damaged.find("PING"), 4, "PANG");
       return {"", damaged};
     case 7:
-      damaged[damaged.find("v") + 2] = '\x09';  // major version 9
+      damaged[damaged.find('v') + 2] = '\x09';  // major version 9
       return {"", damaged};
     default:
       return {"", std::string(200, '\x91')};  // arrays in arrays

@@ -108,11 +108,11 @@ std::vector<float> Interesting() {
 TEST(Convert, RoundsToTheNearestAndSaturates) {
   for (const float value : Interesting()) {
     for (const auto& [dtype, format] : kFloats) {
-      WithNumber(dtype, [&, f = format](auto number) {
+      WithNumber(dtype, [&, f = format, name = DTypeName(dtype)](auto number) {
         using Number = decltype(number);
         const float got = Number::ToFloat(Number::FromFloat(value));
         ASSERT_TRUE(Same(got, Nearest(f, value)) || (std::isnan(got) && std::isnan(value)))
-            << DTypeName(dtype) << " of " << value << " is " << got;
+            << name << " of " << value << " is " << got;
       });
     }
     const double clamped = std::clamp(static_cast<double>(value), -128.0, 127.0);

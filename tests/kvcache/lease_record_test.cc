@@ -30,7 +30,7 @@ TEST(Progress, SaturatesInsteadOfWrapping) {
 class GuardTest : public ::testing::Test {
  protected:
   static constexpr uint64_t kEpoch = 0x7fedcba987654321;
-  const GuardExpectation want_{kEpoch, 11, 22, 100};
+  const GuardExpectation want_{kEpoch, 11, 22, {100}};
   LeaseRecord record_;
 
   bool Holds(const GuardWords& before) const {

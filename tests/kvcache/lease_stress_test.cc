@@ -108,7 +108,7 @@ Counts ReadAgainAndAgain(const Owner& owner, const MappedRegion& peer, uint64_t 
     const GuardWords before = record.ReadBefore();
     ExecuteCopy(plan, src, dst);
     const GuardWords after = record.ReadAfter();
-    const bool holds = GuardHolds({epoch, kIncarnation, TableHash(epoch), tokens}, before, after);
+    const bool holds = GuardHolds({epoch, kIncarnation, TableHash(epoch), {tokens}}, before, after);
 
     bool right = true;
     for (uint64_t i = 0; i < tokens * kRowBytes / sizeof(uint64_t); ++i) {

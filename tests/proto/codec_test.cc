@@ -17,7 +17,7 @@ namespace {
 // How many members an aggregate has: the most initialisers that it takes.
 struct Anything {
   template <typename T>
-  operator T() const;
+  operator T() const;  // NOLINT(google-explicit-constructor): stands for any initialiser
 };
 template <typename T, typename... Initialisers>
 constexpr size_t CountMembers() {

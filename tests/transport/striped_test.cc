@@ -317,10 +317,15 @@ TEST(StripedUcxTest, AnyNumberOfRailsOnEitherSide) {
   constexpr uint64_t kKvBytes = 4 << 20;
   constexpr uint64_t kChunk = 64 << 10;
   constexpr uint32_t kChunks = kKvBytes / kChunk;
-  for (const auto& [owners, readers] : {std::pair{1U, 3U}, {2U, 2U}, {3U, 1U}, {2U, 3U}}) {
-    SCOPED_TRACE(std::to_string(owners) + " to " + std::to_string(readers));
-    Node owner("ucx-packed", "", kKvBytes, [&](Options& options) { options.rails = owners; });
-    Node reader("ucx-packed", "", kKvBytes, [&](Options& options) { options.rails = readers; });
+  struct Rails {
+    uint32_t owner;
+    uint32_t reader;
+  };
+  for (const Rails rails : {Rails{1, 3}, Rails{2, 2}, Rails{3, 1}, Rails{2, 3}}) {
+    SCOPED_TRACE(std::to_string(rails.owner) + " to " + std::to_string(rails.reader));
+    Node owner("ucx-packed", "", kKvBytes, [&](Options& options) { options.rails = rails.owner; });
+    Node reader("ucx-packed", "", kKvBytes,
+                [&](Options& options) { options.rails = rails.reader; });
     owner.Fill(7);
     owner.StartLease(0);
     std::memset(reader.kv(), 0, kKvBytes);

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cinttypes>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -452,8 +453,7 @@ int Main(int argc, char** argv) {
     for (const uint64_t slice_kib : settings.slice_kib) {
       for (const uint64_t mib : settings.mib) {
         rows.push_back(reader.Measure(mib, slice_kib << 10));
-        std::printf("%6llu %8llu", static_cast<unsigned long long>(mib),
-                    static_cast<unsigned long long>(slice_kib << 10));
+        std::printf("%6" PRIu64 " %8" PRIu64, mib, slice_kib << 10);
         for (const Rates& r : rows.back().rates) {
           std::printf("   %5.2f %5.2f %5.2f   ", r.min, r.median, r.max);
         }

@@ -114,8 +114,11 @@ Status AskAll(std::vector<DemoRequest>& requests, const Ask& ask, Answer DemoReq
         if (stage != nullptr) stage->Add(i, text);
       };
       Result<Answer> got = ask(requests[i].request, on_tokens);
-      if (got) requests[i].*answer = std::move(got).value();
-      if (!got) outcomes[i] = got.error();
+      if (got) {
+        requests[i].*answer = std::move(got).value();
+      } else {
+        outcomes[i] = got.error();
+      }
       --open;
     });
   }

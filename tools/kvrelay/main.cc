@@ -64,6 +64,7 @@ int Main(const std::vector<std::string>& args) {
                                            [&](const Command& c) { return c.name == name; });
   if (command == kCommands.end()) {
     std::vector<std::string> names;
+    names.reserve(kCommands.size());
     for (const Command& c : kCommands) names.emplace_back(c.name);
     ReportFailure(
         "kvrelay",

@@ -1,6 +1,7 @@
 // kvrelay ping: how long a connection and a round trip to a daemon's control thread take.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -31,7 +32,7 @@ struct Times {
 
   double Percentile(double p) const {
     const auto last = static_cast<double>(rtt_ms.size() - 1);
-    return rtt_ms[static_cast<size_t>(p * last + 0.5)];
+    return rtt_ms[static_cast<size_t>(std::lround(p * last))];
   }
 };
 

@@ -1,11 +1,10 @@
 #include "tools/kvrelay/bench/bench.h"
 
-#include <stdlib.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -69,7 +68,7 @@ Spread SpreadOf(std::vector<double> values) {
 
 double Percentile(std::vector<double> values, double part) {
   std::ranges::sort(values);
-  return values[static_cast<size_t>(part * static_cast<double>(values.size() - 1) + 0.5)];
+  return values[static_cast<size_t>(std::lround(part * static_cast<double>(values.size() - 1)))];
 }
 
 nlohmann::ordered_json Spread::ToJson() const {

@@ -44,6 +44,7 @@ int BenchCommand(CommandArgs args) {
   const auto* const bench = std::ranges::find(kBenchmarks, name, &Benchmark::name);
   if (bench != kBenchmarks.end()) return bench->run(args.subspan(1));
   std::vector<std::string> names;
+  names.reserve(kBenchmarks.size());
   for (const Benchmark& b : kBenchmarks) names.emplace_back(b.name);
   ReportFailure(
       "kvrelay bench",
