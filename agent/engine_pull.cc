@@ -102,6 +102,7 @@ void EnginePull::SendPulls() {
                          .claim = claim_,
                          .tokens = {part.first_token, part.first_token + part.tokens},
                          .own_tables = request_.blocks.tables(),
+                         .priority = request_.priority,
                          .timeout_ms = left};
   const std::string body = proto::Encode(pull);
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {

@@ -42,6 +42,7 @@ struct EnginePullRequest {
   EngineId owner_engine;
   proto::TicketPart part;
   HeldTables blocks;  // ours; held until drained
+  Priority priority = Priority::kDecode;
   TimePoint deadline;
 };
 

@@ -134,8 +134,10 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
     if (Status status = CheckTicket(reply->ticket); !status.ok()) return EndTry(status);
     load_ = std::make_shared<Load>(
         context_, prefixes_,
-        LoadRequest{
-            .ticket = reply->ticket, .blocks = request_.blocks(), .deadline = request_.deadline},
+        LoadRequest{.ticket = reply->ticket,
+                    .blocks = request_.blocks(),
+                    .priority = request_.priority,
+                    .deadline = request_.deadline},
         Load::Events{.finished =
                          [weak = weak_from_this()](const Result<LoadResult>& r) {
                            if (const auto self = weak.lock()) self->OnLoaded(r);

@@ -21,6 +21,7 @@ struct FetchRequest {
   ContentHash prefix_hash;             // zero when nothing is shared
   uint32_t prefix_tokens = 0;          // whole blocks of ours
   std::function<HeldTables()> blocks;  // another share of the destination blocks, for each try
+  Priority priority = Priority::kDecode;
   TimePoint deadline;
 };
 

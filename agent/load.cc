@@ -20,6 +20,7 @@ void Load::Start() {
                         .owner_engine = ticket.owner,
                         .part = ticket.prompt,
                         .blocks = std::move(request_.blocks),
+                        .priority = request_.priority,
                         .deadline = request_.deadline},
       EnginePull::Events{.finished =
                              [weak = weak_from_this()](const Result<PullStats>& stats) {

@@ -13,6 +13,9 @@ namespace kvrelay::agent {
 struct LoadRequest {
   proto::Ticket ticket;
   HeldTables blocks;  // for the ticket's own part; held until drained
+  // Of the ticket's own part: a prefix, which others may wait for, is always pulled as if users
+  // did.
+  Priority priority = Priority::kDecode;
   TimePoint deadline;
 };
 

@@ -5,6 +5,7 @@
 
 #include "agent/decode_request.h"
 #include "agent/owner_rank.h"
+#include "agent/terms.h"
 #include "kvcache/owned_side.h"
 #include "proto/codec.h"
 
@@ -106,7 +107,8 @@ void OwnerRank::OnPackedRead(std::string_view body, const ResponderPtr& responde
   streams_[key] = {read->lease, transport, 0};
   streams_[key].op = transport->StartPackedSend(
       std::move(reader), read->stream, std::move(plan), &memory_.records[held.slot], want,
-      env_.clock.Now() + Millis(read->timeout_ms), [this, key](const transport::Completion& done) {
+      TermsOf(read->lease, read->priority, env_.clock.Now() + Millis(read->timeout_ms)),
+      [this, key](const transport::Completion& done) {
         streams_.erase(key);
         env_.counters.Add(done.status.ok() ? "kvrelay_packed_sends_total{outcome=\"ok\"}"
                                            : "kvrelay_packed_sends_total{outcome=\"failed\"}");

@@ -182,7 +182,7 @@ Status PullSession::StartOneSided(const PullSource& source, const ReadyPeer& pee
   }
   part.op = path.transport->Read(path.handle,
                                  Follow(OwnerSide(peer), ReaderSide(), source, pull_.tokens, want),
-                                 guard, deadline_, OnDone(part));
+                                 guard, terms(), OnDone(part));
   return Status::Ok();
 }
 
@@ -226,7 +226,7 @@ Status PullSession::StartStream(StreamShape shape, const ReadyPeer& peer,
   Part& part = AddPart(rank, path.transport, shape.bytes(), want);
   part.stream = env_.random();
   part.op = path.transport->StartPackedReceive(path.handle, part.stream, std::move(plan), want,
-                                               deadline_, OnDone(part));
+                                               terms(), OnDone(part));
   const proto::PackedRead request{.reader = identity_.engine,
                                   .reader_incarnation = identity_.incarnation,
                                   .owner_incarnation = rank.incarnation,
@@ -237,6 +237,7 @@ Status PullSession::StartStream(StreamShape shape, const ReadyPeer& peer,
                                   .chunk_bytes = chunk_bytes_,
                                   .transport = std::string(path.transport->name()),
                                   .address = path.transport->LocalAddress(),
+                                  .priority = pull_.priority,
                                   .timeout_ms = static_cast<uint32_t>(
                                       std::max<double>(1, ToMillis(deadline_ - env_.clock.Now())))};
   part.request = std::make_unique<RetryingCall>(

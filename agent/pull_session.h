@@ -17,6 +17,7 @@
 #include "agent/env.h"
 #include "agent/peer_table.h"
 #include "agent/quarantine.h"
+#include "agent/terms.h"
 #include "kvcache/lease_record.h"
 #include "kvcache/owned_side.h"
 #include "kvcache/plan_pull.h"
@@ -75,6 +76,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   void Fail(const Status& status);
   void FinishIfDone();
   void DrainIfIdle();
+  transport::Terms terms() const { return TermsOf(pull_.lease, pull_.priority, deadline_); }
   OwnedSide OwnerSide(const ReadyPeer& peer) const;
   OwnedSide ReaderSide() const;
   static std::string Context(const proto::ClaimRank& rank);

@@ -79,6 +79,7 @@ Status DecodeWorker::Submit(const ActivePtr& active, proto::Generate generate) {
   request.deadline = agent_.env().clock.Now() + Millis(generate.timeout_ms);
   active->system_ids = std::move(generate.system_ids);
   active->token_ids = std::move(generate.token_ids);
+  active->priority = generate.priority;
   active->deadline = request.deadline;
   // From the engine's thread to ours, in order.
   request.on_admitted = [this, active](RequestNumber, Admission admission) {
@@ -114,6 +115,7 @@ void DecodeWorker::OnAdmitted(const ActivePtr& active,
       .prefix_tokens = admission->prefix_tokens,
       .blocks =
           [admission] { return HeldTables(admission->blocks.Share(), admission->prefix_tokens); },
+      .priority = active->priority,
       .deadline = active->deadline};
   active->fetch = agent_.StartFetch(
       std::move(request),

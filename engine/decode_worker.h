@@ -36,6 +36,7 @@ class DecodeWorker {
     RequestNumber number = 0;
     std::vector<uint32_t> system_ids;
     std::vector<uint32_t> token_ids;
+    Priority priority = Priority::kDecode;
     TimePoint deadline;
     TextStream text;
     std::weak_ptr<agent::Fetch> fetch;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "base/priority.h"
 #include "base/status.h"
 #include "kvcache/layout.h"
 #include "kvcache/lease_record.h"
@@ -191,6 +192,7 @@ struct PackedRead {
   uint64_t chunk_bytes = 0;
   std::string transport;
   std::string address;  // the reader's transport address
+  Priority priority = Priority::kDecode;
   uint32_t timeout_ms = 0;
 };
 
@@ -211,6 +213,7 @@ struct Pull {
   ClaimReply claim;
   TokenRange tokens;
   std::vector<KvTable> own_tables;
+  Priority priority = Priority::kDecode;
   uint32_t timeout_ms = 0;
 };
 struct PullReply {
@@ -279,6 +282,7 @@ struct Generate {
   uint64_t seed = 0;
   bool ignore_eos = false;
   std::vector<uint32_t> stop_ids;
+  Priority priority = Priority::kDecode;  // of its pull
   uint32_t timeout_ms = 0;
 };
 struct GenerateReply {

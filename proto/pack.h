@@ -38,6 +38,7 @@ void PackStruct(Packer& out, const T& message);
 inline void PackValue(Packer& out, Code code) { PackText(out, CodeName(code)); }
 inline void PackValue(Packer& out, DType dtype) { PackText(out, DTypeName(dtype)); }
 inline void PackValue(Packer& out, KvFormat format) { PackText(out, KvFormatName(format)); }
+inline void PackValue(Packer& out, Priority priority) { PackText(out, PriorityName(priority)); }
 template <typename Tag>
 void PackValue(Packer& out, const Id128<Tag>& id) {
   PackBytes(out, id.bytes.data(), id.bytes.size());

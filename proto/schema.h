@@ -327,6 +327,7 @@ struct Schema<PackedRead> {
                  Number("chunk_bytes", &PackedRead::chunk_bytes, kMaxChunkBytes),
                  Text("transport", &PackedRead::transport, kMaxName),
                  Bytes("address", &PackedRead::address, 0, kMaxAddress),
+                 Any("priority", &PackedRead::priority),
                  Number("timeout_ms", &PackedRead::timeout_ms, kMaxDurationMs)};
 };
 template <>
@@ -350,6 +351,7 @@ struct Schema<Pull> {
                  Any("claim", &Pull::claim),
                  Any("tokens", &Pull::tokens),
                  List("own_tables", &Pull::own_tables, kMaxBlocks),
+                 Any("priority", &Pull::priority),
                  Number("timeout_ms", &Pull::timeout_ms, kMaxDurationMs)};
 };
 template <>
@@ -434,6 +436,7 @@ struct Schema<Generate> {
                  Any("seed", &Generate::seed),
                  Any("ignore_eos", &Generate::ignore_eos),
                  List("stop_ids", &Generate::stop_ids, kMaxStopIds),
+                 Any("priority", &Generate::priority),
                  Number("timeout_ms", &Generate::timeout_ms, kMaxDurationMs)};
 };
 template <>

@@ -119,6 +119,9 @@ inline Check UnpackValue(const msgpack::object& from, DType& to, uint64_t) {
 inline Check UnpackValue(const msgpack::object& from, KvFormat& to, uint64_t) {
   return UnpackEnum(from, to, &KvFormatFromName);
 }
+inline Check UnpackValue(const msgpack::object& from, Priority& to, uint64_t) {
+  return UnpackEnum(from, to, &PriorityFromName);
+}
 template <typename T>
 requires requires { Schema<T>::kFields; }
 Check UnpackValue(const msgpack::object& from, T& to, uint64_t) { return UnpackStruct(from, to); }

@@ -86,7 +86,7 @@ void FakeTransport::Later(Duration most, OpId id, void (FakeTransport::*step)(Op
   });
 }
 
-OpId FakeTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
+OpId FakeTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms,
                          Done done) {
   Op op;
   op.kind = Op::Kind::kRead;
@@ -95,14 +95,14 @@ OpId FakeTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Time
   op.done = std::move(done);
   const auto it = peers_.find(peer);
   if (it == peers_.end()) {
-    const OpId id = Start(std::move(op), deadline);
+    const OpId id = Start(std::move(op), terms.deadline);
     End(id, {Code::kPeerUnreachable, "no such peer"});
     return id;
   }
   const std::vector<LocalRegion>& regions = fabric_.memory_.at(it->second.address).regions;
   op.record = reinterpret_cast<const LeaseRecord*>(regions.at(guard.region).data + guard.offset);
   op.from = &regions;
-  const OpId id = Start(std::move(op), deadline);
+  const OpId id = Start(std::move(op), terms.deadline);
   Later(fabric_.script.pause, id, &FakeTransport::StepRead);
   return id;
 }
@@ -157,8 +157,8 @@ std::vector<FakeTransport::Word> FakeTransport::Words(const CopyPlan& plan,
 }
 
 OpId FakeTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
-                                    const LeaseRecord* record, GuardExpectation want,
-                                    TimePoint deadline, Done done) {
+                                    const LeaseRecord* record, GuardExpectation want, Terms terms,
+                                    Done done) {
   Op op;
   op.kind = Op::Kind::kSend;
   op.peer = 0;
@@ -170,7 +170,7 @@ OpId FakeTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan
   op.left.resize(op.plan.chunks);
   std::iota(op.left.begin(), op.left.end(), 0U);
   op.reader = reader.address;
-  const OpId id = Start(std::move(op), deadline);
+  const OpId id = Start(std::move(op), terms.deadline);
   Later(fabric_.script.pause, id, &FakeTransport::BeginChunk);
   return id;
 }
@@ -212,7 +212,7 @@ void FakeTransport::StepPack(OpId id) {
 }
 
 OpId FakeTransport::StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan,
-                                       GuardExpectation want, TimePoint deadline, Done done) {
+                                       GuardExpectation want, Terms terms, Done done) {
   Op op;
   op.kind = Op::Kind::kReceive;
   op.peer = peer;
@@ -220,7 +220,7 @@ OpId FakeTransport::StartPackedReceive(PeerHandle peer, StreamId stream, StreamP
   op.want = want;
   op.stream = stream;
   op.plan = std::move(plan);
-  const OpId id = Start(std::move(op), deadline);
+  const OpId id = Start(std::move(op), terms.deadline);
   receives_[stream] = id;
   if (!peers_.contains(peer)) End(id, {Code::kPeerUnreachable, "no such peer"});
   return id;

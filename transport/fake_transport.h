@@ -76,12 +76,11 @@ class FakeTransport final : public Transport {
   void Connect(PeerSpec peer, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle peer) override;
-  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
-            Done done) override;
+  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) override;
   OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan, GuardExpectation want,
-                          TimePoint deadline, Done done) override;
+                          Terms terms, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
-                       GuardExpectation want, TimePoint deadline, Done done) override;
+                       GuardExpectation want, Terms terms, Done done) override;
   void Cancel(OpId op) override;
 
   size_t operations() const { return ops_.size(); }

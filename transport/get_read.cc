@@ -7,7 +7,7 @@
 
 namespace kvrelay::transport {
 
-GetRead::State GetRead::Step(GetWay& way, TimePoint now) {
+GetRead::State GetRead::Step(GetWay& way, TimePoint now, uint64_t max_bytes) {
   if (gets_.failure != UCS_OK) {
     failure_ = Status(Code::kPeerUnreachable,
                       std::string("a one-sided read failed: ") + ucs_status_string(gets_.failure));
@@ -19,13 +19,13 @@ GetRead::State GetRead::Step(GetWay& way, TimePoint now) {
       return State::kBusy;
     case Stage::kBefore:
       if (gets_.in_flight > 0) return State::kInFlight;
-      return BeginPortion(way, now);
+      return BeginPortion(way, now, max_bytes);
     case Stage::kPause:
       if (now < poll_at_) return State::kWaiting;
       GetGuard(way, Stage::kBefore);
       return State::kBusy;
     case Stage::kData:
-      return PostRuns(way);
+      return PostRuns(way, max_bytes);
     case Stage::kAfter:
       if (gets_.in_flight > 0) return State::kInFlight;
       after_ = TakeGuard();
@@ -50,7 +50,7 @@ GuardWords GetRead::TakeGuard() const {
   return words;
 }
 
-GetRead::State GetRead::BeginPortion(GetWay& way, TimePoint now) {
+GetRead::State GetRead::BeginPortion(GetWay& way, TimePoint now, uint64_t max_bytes) {
   before_ = TakeGuard();
   Result<Portion> portion = next_(before_);
   failure_ = portion.has_value() ? portion->plan.Validate(way.region_bytes(), local_.region_bytes)
@@ -71,12 +71,13 @@ GetRead::State GetRead::BeginPortion(GetWay& way, TimePoint now) {
   runs_.emplace(std::move(portion->plan));
   posted_all_ = false;
   stage_ = Stage::kData;
-  return PostRuns(way);
+  return PostRuns(way, max_bytes);
 }
 
-GetRead::State GetRead::PostRuns(GetWay& way) {
-  bool posted = false;
-  while (!posted_all_ && gets_.in_flight < kWindow && gets_.failure == UCS_OK) {
+GetRead::State GetRead::PostRuns(GetWay& way, uint64_t max_bytes) {
+  uint64_t posted = 0;
+  while (!posted_all_ && posted < max_bytes && gets_.in_flight < kWindow &&
+         gets_.failure == UCS_OK) {
     const auto run = runs_->Next(kMaxGetBytes);
     if (!run.has_value()) {
       posted_all_ = true;
@@ -84,10 +85,10 @@ GetRead::State GetRead::PostRuns(GetWay& way) {
     }
     way.Get(run->src_region, run->src, {local_.regions[run->dst_region] + run->dst, run->bytes},
             *local_.memory[run->dst_region], &gets_);
-    bytes_ += run->bytes;
-    posted = true;
+    posted += run->bytes;
   }
-  if (!posted_all_ || gets_.in_flight > 0) return posted ? State::kBusy : State::kInFlight;
+  bytes_ += posted;
+  if (!posted_all_ || gets_.in_flight > 0) return posted > 0 ? State::kBusy : State::kInFlight;
   // All data is here: only now the guard may be read again.
   std::atomic_thread_fence(std::memory_order_acquire);
   runs_.reset();

@@ -39,12 +39,14 @@ class GetRead {
   GetRead(NextPortion next, GuardRef guard, Local local)
       : guard_(guard), next_(std::move(next)), local_(local) {}
 
-  // Posts what there is room for. kBusy: it did. kInFlight: nothing to do until an operation ends.
-  // kWaiting: there is nothing to read before poll_at(). kFailed: see failure(); operations may
-  // still be in flight.
-  State Step(GetWay& way, TimePoint now);
+  // Posts what there is room for, of data at most `max_bytes` and one operation. kBusy: it did.
+  // kInFlight: nothing to do until an operation ends, or more may be posted. kWaiting: there is
+  // nothing to read before poll_at(). kFailed: see failure(); operations may still be in flight.
+  State Step(GetWay& way, TimePoint now, uint64_t max_bytes);
 
   const UcxGets& gets() const { return gets_; }
+  // There is data that may be read and was not posted.
+  bool has_more() const { return stage_ == Stage::kData && !posted_all_; }
   TimePoint poll_at() const { return poll_at_; }
   const Status& failure() const { return failure_; }
   const GuardWords& before() const { return before_; }
@@ -57,8 +59,8 @@ class GetRead {
   void GetGuard(GetWay& way, Stage stage);
   GuardWords TakeGuard() const;
   // What the guard words just read allow.
-  State BeginPortion(GetWay& way, TimePoint now);
-  State PostRuns(GetWay& way);
+  State BeginPortion(GetWay& way, TimePoint now, uint64_t max_bytes);
+  State PostRuns(GetWay& way, uint64_t max_bytes);
 
   const GuardRef guard_;
   const NextPortion next_;

@@ -22,6 +22,7 @@
 #include "transport/mapped_wire.h"
 #include "transport/transfer_thread.h"
 #include "transport/transport.h"
+#include "transport/turns.h"
 
 namespace kvrelay::transport {
 namespace {
@@ -42,16 +43,15 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle handle) override;
-  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
-            Done done) override;
+  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) override;
   std::optional<Completion> ReadNow(PeerHandle peer, const CopyPlan& plan,
                                     const GuardRef& guard) override;
-  OpId StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation, TimePoint,
+  OpId StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation, Terms,
                           Done done) override {
     return RefusePacked(std::move(done));
   }
-  OpId StartPackedSend(PeerSpec, StreamId, StreamPlan, const LeaseRecord*, GuardExpectation,
-                       TimePoint, Done done) override {
+  OpId StartPackedSend(PeerSpec, StreamId, StreamPlan, const LeaseRecord*, GuardExpectation, Terms,
+                       Done done) override {
     return RefusePacked(std::move(done));
   }
   void Cancel(OpId op) override;
@@ -67,6 +67,7 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
     OpId id = 0;
     PeerHandle peer = 0;
     TimePoint deadline;
+    Turns::Place place;
     Done done;
     MappedRead read;
   };
@@ -84,9 +85,9 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void Finish() override;
   void OnPeerState(PeerHandle handle, Status status);
   void SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory);
-  void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, TimePoint deadline,
+  void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, const Terms& terms,
                  Done done);
-  // Does a step of the first read that has something to do; false when none has.
+  // Does a step of the read whose turn it is; false when none has anything to do.
   bool StepRead(TimePoint now);
   // While nobody reads: maps some more of a new peer's pages. False when nothing is left.
   bool PopulatePeer();
@@ -116,7 +117,8 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   // Transfer thread.
   std::unique_ptr<MappedListener> listener_;
   std::map<PeerHandle, Peer> peers_;
-  std::list<ReadOp> reads_;  // in turn: each step goes to the first, which then goes last
+  Turns turns_{MappedRead::kStepBytes};
+  std::list<ReadOp> reads_;
 
   std::unique_ptr<TransferThread> thread_;
 };
@@ -174,12 +176,12 @@ void MappedTransport::Disconnect(PeerHandle handle) {
   });
 }
 
-OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
+OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms,
                            Done done) {
   const OpId id = control_.NextId();
   thread_->Post(
-      [this, id, peer, guard, deadline, next = std::move(next), done = std::move(done)]() mutable {
-        StartRead(id, peer, std::move(next), guard, deadline, std::move(done));
+      [this, id, peer, guard, terms, next = std::move(next), done = std::move(done)]() mutable {
+        StartRead(id, peer, std::move(next), guard, terms, std::move(done));
       });
   return id;
 }
@@ -271,7 +273,7 @@ void MappedTransport::SetNear(PeerHandle handle, std::shared_ptr<const MappedMem
 }
 
 void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard,
-                                TimePoint deadline, Done done) {
+                                const Terms& terms, Done done) {
   const auto it = peers_.find(handle);
   if (it == peers_.end() || !it->second.way->ready()) {
     return control_.Refuse(std::move(done),
@@ -288,22 +290,22 @@ void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, Gu
   }
   reads_.push_back({.id = id,
                     .peer = handle,
-                    .deadline = deadline,
+                    .deadline = terms.deadline,
+                    .place = turns_.Enter(terms),
                     .done = std::move(done),
                     .read = MappedRead(std::move(next), guard)});
 }
 
 bool MappedTransport::StepRead(TimePoint now) {
-  for (auto it = reads_.begin(); it != reads_.end(); ++it) {
-    if (it->read.poll_at() > now) continue;
+  const auto may = [&](const ReadOp& op) { return op.read.poll_at() <= now; };
+  for (auto it = NextInTurn(reads_, may); it != reads_.end(); it = NextInTurn(reads_, may)) {
     const MappedPeer& way = *peers_.at(it->peer).way;
+    const uint64_t before = it->read.bytes();
     const MappedRead::State state = it->read.Step(
         {way.memory()->bases, way.spec().region_bytes, local_bases_, local_bytes_}, now);
+    turns_.Moved(it->place, it->read.bytes() - before);
     if (state == MappedRead::State::kWaiting) continue;
-    if (state == MappedRead::State::kBusy) {
-      reads_.splice(reads_.end(), reads_, it);
-      return true;
-    }
+    if (state == MappedRead::State::kBusy) return true;
     ReadOp ended = std::move(*it);
     reads_.erase(it);
     Status status = ended.read.failure();

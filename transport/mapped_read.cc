@@ -3,13 +3,6 @@
 #include <utility>
 
 namespace kvrelay::transport {
-namespace {
-
-// About a millisecond on one core at 4 KiB blocks.
-constexpr uint64_t kStepBytes = 8 << 20;
-
-}  // namespace
-
 MappedRead::State MappedRead::Step(const Memory& memory, TimePoint now) {
   const auto* record =
       reinterpret_cast<const LeaseRecord*>(memory.peer[guard_.region] + guard_.offset);

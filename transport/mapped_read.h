@@ -27,11 +27,13 @@ class MappedRead {
     std::span<const uint64_t> local_bytes;
   };
   enum class State : uint8_t { kBusy, kWaiting, kDone, kFailed };
+  // Of a step, at most: about a millisecond on one core at 4 KiB blocks.
+  static constexpr uint64_t kStepBytes = 8 << 20;
 
   // `guard` has passed CheckGuard.
   MappedRead(NextPortion next, GuardRef guard) : guard_(guard), next_(std::move(next)) {}
 
-  // Copies a part of some megabytes. kWaiting: there is nothing to read before poll_at(). kFailed:
+  // Copies up to kStepBytes. kWaiting: there is nothing to read before poll_at(). kFailed:
   // see failure(); a portion leaves the regions (kInvalidArgument), or there is to be none.
   State Step(const Memory& memory, TimePoint now);
 

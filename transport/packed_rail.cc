@@ -50,15 +50,15 @@ class PackedRail final : public Transport, private TransferThread::Worker {
   void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle handle) override;
-  OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) override {
+  OpId Read(PeerHandle, NextPortion, GuardRef, Terms, Done done) override {
     return control_.RefuseStart(
         std::move(done),
         Status(Code::kInvalidArgument, std::string(name_) + " has no one-sided reads"));
   }
   OpId StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
-                          GuardExpectation want, TimePoint deadline, Done done) override;
+                          GuardExpectation want, Terms terms, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
-                       GuardExpectation want, TimePoint deadline, Done done) override;
+                       GuardExpectation want, Terms terms, Done done) override;
   void Cancel(OpId op) override;
 
  private:
@@ -191,7 +191,7 @@ void PackedRail::Disconnect(PeerHandle handle) {
 }
 
 OpId PackedRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
-                                    GuardExpectation want, TimePoint deadline, Done done) {
+                                    GuardExpectation want, Terms terms, Done done) {
   const OpId id = control_.NextId();
   {
     const std::lock_guard lock(receives_mutex_);
@@ -202,7 +202,7 @@ OpId PackedRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPl
                          .stream = stream,
                          .plan = std::move(plan),
                          .want = want,
-                         .deadline = deadline,
+                         .deadline = terms.deadline,
                          .done = std::move(done)});
   }
   thread_->Post([this] { AdoptReceives(); });
@@ -210,10 +210,10 @@ OpId PackedRail::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPl
 }
 
 OpId PackedRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
-                                 const LeaseRecord* record, GuardExpectation want,
-                                 TimePoint deadline, Done done) {
+                                 const LeaseRecord* record, GuardExpectation want, Terms terms,
+                                 Done done) {
   const OpId id = control_.NextId();
-  thread_->Post([this, id, stream, record, want, deadline, reader = std::move(reader),
+  thread_->Post([this, id, stream, record, want, terms, reader = std::move(reader),
                  plan = std::move(plan), done = std::move(done)]() mutable {
     auto lane = lanes_->Open(reader.address, reader.incarnation, Now());
     if (!lane.has_value()) {
@@ -226,7 +226,7 @@ OpId PackedRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan pl
                     .plan = std::move(plan),
                     .record = record,
                     .want = want,
-                    .deadline = deadline,
+                    .terms = terms,
                     .done = std::move(done)});
   });
   return id;

@@ -24,7 +24,8 @@ PackedSender::PackedSender(std::span<const LocalRegion> regions, Incarnation inc
     : deliver_(std::move(deliver)),
       incarnation_(incarnation),
       ring_(std::move(ring)),
-      lanes_(lanes) {
+      lanes_(lanes),
+      turns_(ring_->slot_bytes()) {
   for (const LocalRegion& region : regions) {
     local_bases_.push_back(region.data);
     local_bytes_.push_back(region.bytes);
@@ -46,6 +47,7 @@ void PackedSender::Start(Outgoing outgoing) {
   } else {
     auto stream = std::make_shared<Stream>();
     stream->out = std::move(outgoing);
+    stream->place = turns_.Enter(stream->out.terms);
     stream->left.resize(stream->out.plan.chunks);
     std::iota(stream->left.begin(), stream->left.end(), 0U);
     stream->last_ready = std::chrono::steady_clock::now();
@@ -70,27 +72,24 @@ void PackedSender::FailAll(const Status& status) {
 
 bool PackedSender::Pump(TimePoint now) {
   bool any = false;
-  uint64_t bytes = 0;
-  // Every stream gets a turn; who got one goes to the end.
-  for (size_t turns = streams_.size();
-       turns > 0 && !streams_.empty() && bytes < kPumpBytes && ring_->free() > 0; --turns) {
-    const std::shared_ptr<Stream> stream = streams_.front();
-    streams_.splice(streams_.end(), streams_, streams_.begin());
-    while (SendNext(stream, now)) {
-      any = true;
-      bytes += ring_->slot_bytes();
-      if (bytes >= kPumpBytes) break;
-    }
+  const auto may = [&](const std::shared_ptr<Stream>& stream) { return MaySend(*stream, now); };
+  for (uint64_t bytes = 0; bytes < kPumpBytes && ring_->free() > 0;) {
+    const auto next = NextInTurn(streams_, may);
+    if (next == streams_.end()) break;
+    if (!SendNext(std::shared_ptr(*next), now)) continue;
+    any = true;
+    bytes += ring_->slot_bytes();
   }
   return any;
 }
 
+bool PackedSender::MaySend(const Stream& stream, TimePoint now) const {
+  const Outgoing& out = stream.out;
+  return !stream.failed && !stream.left.empty() && stream.poll_at <= now && out.lane->usable() &&
+         out.lane->in_flight() < kLaneWindow && out.done;
+}
+
 bool PackedSender::SendNext(const std::shared_ptr<Stream>& stream, TimePoint now) {
-  const Outgoing& out = stream->out;
-  if (stream->failed || stream->left.empty() || stream->poll_at > now || !out.lane->usable() ||
-      out.lane->in_flight() >= kLaneWindow || !out.done || ring_->free() == 0) {
-    return false;
-  }
   const auto ready = FindReady(*stream, now);
   if (!ready.has_value()) {
     Stop(stream, ready.error(), now);
@@ -104,6 +103,7 @@ bool PackedSender::SendNext(const std::shared_ptr<Stream>& stream, TimePoint now
     Stop(stream, std::move(status), now);
     return true;
   }
+  turns_.Moved(stream->place, slot->header.bytes);
   stream->left.erase(chunk);
   ++stream->sent;
   Submit(stream, slot, now);
@@ -204,10 +204,10 @@ TimePoint PackedSender::Expire(TimePoint now) {
   TimePoint next = TimePoint::max();
   std::vector<std::shared_ptr<Stream>> ended;
   for (const auto& stream : streams_) {
-    if (stream->failed || !stream->out.lane->usable() || stream->out.deadline <= now) {
+    if (stream->failed || !stream->out.lane->usable() || stream->out.terms.deadline <= now) {
       ended.push_back(stream);
     } else {
-      next = std::min(next, stream->out.deadline);
+      next = std::min(next, stream->out.terms.deadline);
       if (stream->poll_at > now) next = std::min(next, stream->poll_at);
     }
   }

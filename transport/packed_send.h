@@ -15,6 +15,7 @@
 #include "transport/packed_lanes.h"
 #include "transport/slot_ring.h"
 #include "transport/transport.h"
+#include "transport/turns.h"
 
 namespace kvrelay::transport {
 
@@ -31,7 +32,7 @@ class PackedSender {
     StreamPlan plan;
     const LeaseRecord* record = nullptr;
     GuardExpectation want;
-    TimePoint deadline;
+    Terms terms;
     Done done;
   };
 
@@ -43,7 +44,7 @@ class PackedSender {
   void Cancel(OpId op);
   void FailAll(const Status& status);
 
-  // Packs and sends what there is room for, about a megabyte a call, every stream in its turn. True
+  // Packs and sends what there is room for, about a megabyte a call, chunk by chunk in turn. True
   // when it did something.
   bool Pump(TimePoint now);
   // Fails what is past its deadline or has lost its lane, and closes lanes whose readers take
@@ -56,6 +57,7 @@ class PackedSender {
  private:
   struct Stream {
     Outgoing out;
+    Turns::Place place;
     std::deque<uint32_t> left;  // chunks to be packed, in order of need
     uint32_t sent = 0;
     uint32_t in_flight = 0;
@@ -66,6 +68,9 @@ class PackedSender {
   };
   using Streams = std::list<std::shared_ptr<Stream>>;
 
+  // Whether a chunk of it could be sent, if one is computed.
+  bool MaySend(const Stream& stream, TimePoint now) const;
+  // False when none is computed.
   bool SendNext(const std::shared_ptr<Stream>& stream, TimePoint now);
   // The first chunk left whose KV is computed, as an index into `left`; nullopt: none is.
   // kStaleRead when the lease has ended.
@@ -83,7 +88,8 @@ class PackedSender {
   std::vector<uint64_t> local_bytes_;
   const std::unique_ptr<SlotRing> ring_;
   PackedLanes& lanes_;
-  Streams streams_;  // in turn
+  Turns turns_;
+  Streams streams_;
 };
 
 }  // namespace kvrelay::transport

@@ -159,15 +159,15 @@ class StripedTransport final : public Transport {
   void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle handle) override;
-  OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done done) override {
+  OpId Read(PeerHandle, NextPortion, GuardRef, Terms, Done done) override {
     return control_.RefuseStart(
         std::move(done),
         Status(Code::kInvalidArgument, std::string(name()) + " has no one-sided reads"));
   }
   OpId StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
-                          GuardExpectation want, TimePoint deadline, Done done) override;
+                          GuardExpectation want, Terms terms, Done done) override;
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
-                       GuardExpectation want, TimePoint deadline, Done done) override;
+                       GuardExpectation want, Terms terms, Done done) override;
   void Cancel(OpId id) override {
     if (const auto it = table_->ops.find(id); it != table_->ops.end()) table_->Cancel(it->second);
   }
@@ -229,7 +229,7 @@ void StripedTransport::Disconnect(PeerHandle handle) {
 }
 
 OpId StripedTransport::StartPackedReceive(PeerHandle handle, StreamId stream, StreamPlan plan,
-                                          GuardExpectation want, TimePoint deadline, Done done) {
+                                          GuardExpectation want, Terms terms, Done done) {
   const auto it = table_->peers.find(handle);
   if (it == table_->peers.end() || !it->second.failure.ok()) {
     return control_.RefuseStart(
@@ -239,14 +239,14 @@ OpId StripedTransport::StartPackedReceive(PeerHandle handle, StreamId stream, St
   return StartStripes(handle, plan, rails_.size(), std::move(done),
                       [&](Transport& rail, uint32_t stripe, StreamPlan part, Done part_done) {
                         return rail.StartPackedReceive(it->second.rails[stripe], stream,
-                                                       std::move(part), want, deadline,
+                                                       std::move(part), want, terms,
                                                        std::move(part_done));
                       });
 }
 
 OpId StripedTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
                                        const LeaseRecord* record, GuardExpectation want,
-                                       TimePoint deadline, Done done) {
+                                       Terms terms, Done done) {
   const Result<StripedAddress> address = StripedAddress::Decode(reader.address);
   if (!address.has_value())
     return control_.RefuseStart(std::move(done), address.error().Wrap(reader.name));
@@ -255,7 +255,7 @@ OpId StripedTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamP
                         PeerSpec spec = reader;
                         spec.address = address->rails[stripe];
                         return rail.StartPackedSend(std::move(spec), stream, std::move(part),
-                                                    record, want, deadline, std::move(part_done));
+                                                    record, want, terms, std::move(part_done));
                       });
 }
 

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/priority.h"
 #include "base/status.h"
 #include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
@@ -76,6 +77,21 @@ struct Completion {
   uint64_t bytes = 0;  // payload bytes moved
 };
 using Done = std::function<void(Completion)>;
+
+// On what terms an operation runs.
+struct Terms {
+  Terms() = default;
+  // NOLINTNEXTLINE(google-explicit-constructor): most operations have nothing but a deadline.
+  Terms(TimePoint by, Priority how_urgent = Priority::kDecode, uint64_t whose = 0)
+      : deadline(by), priority(how_urgent), session(whose) {}
+
+  TimePoint deadline;
+  // Of what waits for the same thread the most urgent goes first, piece by piece.
+  Priority priority = Priority::kDecode;
+  // Sessions of one priority move in turns of as many bytes; all operations of one have one turn
+  // together. 0: a session of its own. See turns.h.
+  uint64_t session = 0;
+};
 
 // Part of what a one-sided read moves.
 struct Portion {
@@ -159,8 +175,7 @@ class Transport {
   // kOneSided. Guard, data of the portion that it allows (peer regions -> local regions), and so on
   // until the last portion, then guard again. Looks at the guard from time to time while there is
   // nothing to read.
-  virtual OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
-                    Done done) = 0;
+  virtual OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) = 0;
 
   // kOneSided. The same of a small plan, done on the calling thread when it returns: any thread, at
   // once, without the hops to the transport's thread and back. Nothing when this transport cannot,
@@ -175,13 +190,13 @@ class Transport {
   // unpacked; so does one that came before or is of the wrong length (kInternal). An owner that
   // stops the stream early fails it too.
   virtual OpId StartPackedReceive(PeerHandle peer, StreamId stream, StreamPlan plan,
-                                  GuardExpectation want, TimePoint deadline, Done done) = 0;
+                                  GuardExpectation want, Terms terms, Done done) = 0;
   // kPacked, owner: for each chunk reads the guard, packs (local regions -> dst region 0 = a
   // registered ring slot), reads the guard again, and sends both with the chunk to the reader's
   // address. A chunk whose extent is not computed yet waits, and others go first. Stops at the
   // first chunk whose guard does not hold. A send completion is not delivery.
   virtual OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan,
-                               const LeaseRecord* record, GuardExpectation want, TimePoint deadline,
+                               const LeaseRecord* record, GuardExpectation want, Terms terms,
                                Done done) = 0;
 
   // Completes the operation with kCancelled soon, unless it completed already. Unknown ids are

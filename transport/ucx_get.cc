@@ -20,6 +20,7 @@
 #include "transport/plan_runs.h"
 #include "transport/transfer_thread.h"
 #include "transport/transport.h"
+#include "transport/turns.h"
 #include "transport/ucx_one_sided.h"
 #include "transport/ucx_version.h"
 #include "transport/ucx_worker.h"
@@ -37,6 +38,8 @@ constexpr Duration kLookAgain = std::chrono::milliseconds(500);
 constexpr Duration kFinishLimit = std::chrono::milliseconds(1500);
 // An operation over cma costs as much as packing, sending and unpacking about this much.
 constexpr uint64_t kGoodRunBytes = 16 << 10;
+// Posted before the thread looks around: over cma they are copied by then, in about a millisecond.
+constexpr uint64_t kTurnBytes = 4 << 20;
 
 TimePoint Now() { return std::chrono::steady_clock::now(); }
 
@@ -59,14 +62,13 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
                std::function<void()> on_death) override;
   void Disconnect(PeerHandle handle) override;
-  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
-            Done done) override;
-  OpId StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation, TimePoint,
+  OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) override;
+  OpId StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation, Terms,
                           Done done) override {
     return RefusePacked(std::move(done));
   }
-  OpId StartPackedSend(PeerSpec, StreamId, StreamPlan, const LeaseRecord*, GuardExpectation,
-                       TimePoint, Done done) override {
+  OpId StartPackedSend(PeerSpec, StreamId, StreamPlan, const LeaseRecord*, GuardExpectation, Terms,
+                       Done done) override {
     return RefusePacked(std::move(done));
   }
   void Cancel(OpId id) override;
@@ -89,6 +91,7 @@ class UcxGet final : public Transport, private TransferThread::Worker {
     OpId id = 0;
     PeerHandle peer = 0;
     TimePoint deadline;
+    Turns::Place place;
     Done done;
     std::shared_ptr<GetWay> way;
     std::byte* pad = nullptr;
@@ -112,7 +115,7 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   bool PrepareToSleep() override { return worker_->Arm(); }
   void Finish() override;
   void StartConnect(PeerHandle handle, const PeerSpec& spec, TimePoint deadline);
-  void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, TimePoint deadline,
+  void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, const Terms& terms,
                  Done done);
   bool StepReads(TimePoint now);
   // Makes the read post nothing more; it completes once it is drained.
@@ -161,7 +164,8 @@ class UcxGet final : public Transport, private TransferThread::Worker {
   std::byte* beacon_ = nullptr;
   Peers peers_;
   std::list<std::shared_ptr<GetWay>> ways_;  // that have not closed
-  Reads reads_;                              // in turn
+  Turns turns_{kTurnBytes};
+  Reads reads_;
   std::list<Hello> hellos_;
   int event_fd_ = -1;
 
@@ -245,12 +249,11 @@ void UcxGet::Disconnect(PeerHandle handle) {
   });
 }
 
-OpId UcxGet::Read(PeerHandle peer, NextPortion next, GuardRef guard, TimePoint deadline,
-                  Done done) {
+OpId UcxGet::Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) {
   const OpId id = control_.NextId();
   thread_->Post(
-      [this, id, peer, guard, deadline, next = std::move(next), done = std::move(done)]() mutable {
-        StartRead(id, peer, std::move(next), guard, deadline, std::move(done));
+      [this, id, peer, guard, terms, next = std::move(next), done = std::move(done)]() mutable {
+        StartRead(id, peer, std::move(next), guard, terms, std::move(done));
       });
   return id;
 }
@@ -350,7 +353,7 @@ void UcxGet::TakeHellos() {
 }
 
 void UcxGet::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard,
-                       TimePoint deadline, Done done) {
+                       const Terms& terms, Done done) {
   const auto it = peers_.find(handle);
   if (it == peers_.end() || it->second.connecting || !it->second.way->failure().ok()) {
     return control_.Refuse(std::move(done),
@@ -368,7 +371,8 @@ void UcxGet::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef gu
   std::byte* pad = pads_->Take();
   reads_.push_back({.id = id,
                     .peer = handle,
-                    .deadline = deadline,
+                    .deadline = terms.deadline,
+                    .place = turns_.Enter(terms),
                     .done = std::move(done),
                     .way = way,
                     .pad = pad,
@@ -382,10 +386,22 @@ void UcxGet::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef gu
 
 bool UcxGet::StepReads(TimePoint now) {
   bool busy = false;
+  // What is posted is on its way and goes before whatever comes later: nothing is, as long as
+  // something more urgent is left to post.
+  Priority urgent = Priority::kPrefetch;
+  uint64_t room = kTurnBytes;
+  reads_.sort([](const ReadOp& a, const ReadOp& b) { return a.place.Before(b.place); });
   for (auto it = reads_.begin(); it != reads_.end();) {
     const auto op = it++;
     if (!op->ended.ok() || op->read.poll_at() > now) continue;
-    switch (op->read.Step(*op->way, now)) {
+    const uint64_t before = op->read.bytes();
+    const GetRead::State state =
+        op->read.Step(*op->way, now, op->place.priority() < urgent ? 0 : room);
+    const uint64_t posted = op->read.bytes() - before;
+    room -= std::min(room, posted);
+    turns_.Moved(op->place, posted);
+    if (op->read.has_more()) urgent = op->place.priority();
+    switch (state) {
       case GetRead::State::kBusy:
         busy = true;
         break;
@@ -403,8 +419,6 @@ bool UcxGet::StepReads(TimePoint now) {
         break;
     }
   }
-  // Who was first is last the next time.
-  if (!reads_.empty()) reads_.splice(reads_.end(), reads_, reads_.begin());
   return busy;
 }
 

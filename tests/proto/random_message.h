@@ -61,6 +61,8 @@ void FillValue(Random& random, M& value, uint64_t max) {
     value = static_cast<Code>(1 + random() % static_cast<uint64_t>(Code::kResourceExhausted));
   } else if constexpr (std::is_same_v<M, DType> || std::is_same_v<M, KvFormat>) {
     value = static_cast<M>(random() % 3);
+  } else if constexpr (std::is_same_v<M, Priority>) {
+    value = static_cast<M>(random() % 2);
   } else if constexpr (requires { value.bytes.front(); }) {
     for (auto& byte : value.bytes) byte = static_cast<uint8_t>(random());
   } else {

@@ -47,14 +47,14 @@ class ScriptedRail final : public Transport {
     connecting.push_back({peer.address, std::move(connected), std::move(on_death)});
   }
   void Disconnect(PeerHandle peer) override { disconnected.insert(peer); }
-  OpId Read(PeerHandle, NextPortion, GuardRef, TimePoint, Done) override { return 0; }
-  OpId StartPackedReceive(PeerHandle peer, StreamId, StreamPlan plan, GuardExpectation, TimePoint,
+  OpId Read(PeerHandle, NextPortion, GuardRef, Terms, Done) override { return 0; }
+  OpId StartPackedReceive(PeerHandle peer, StreamId, StreamPlan plan, GuardExpectation, Terms,
                           Done done) override {
     started[++last_] = {peer, {}, std::move(plan), std::move(done)};
     return last_;
   }
   OpId StartPackedSend(PeerSpec reader, StreamId, StreamPlan plan, const LeaseRecord*,
-                       GuardExpectation, TimePoint, Done done) override {
+                       GuardExpectation, Terms, Done done) override {
     started[++last_] = {0, reader.address, std::move(plan), std::move(done)};
     return last_;
   }

@@ -59,6 +59,13 @@ void GenerateOptions::Declare(FlagSet& flags) {
   flags.Switch("json", &json, "one object with ids, text, timing and bytes moved, at the end");
   flags.Whole("timeout_ms", &request.timeout_ms, 1, proto::kMaxDurationMs,
               "deadline of the whole request, in milliseconds");
+  flags.Custom(
+      "priority", "decode|prefetch", std::string(PriorityName(request.priority)),
+      [this](std::string_view text) -> Status {
+        KVRELAY_ASSIGN_OR_RETURN(request.priority, PriorityFromName(text));
+        return Status::Ok();
+      },
+      "whether somebody waits for the answer: prefetch lets other requests' caches come first");
   flags.Text("request_id", &request.request_id, "ID",
              "name of the request in all logs; made when empty");
   AddLogFlag(flags, &log_level);
