@@ -77,6 +77,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                                    .run_dir = options_.run_dir,
                                    .host_id = options_.host_id,
                                    .data_interface = options_.data_interface,
+                                   .curve = options_.curve,
                                    .spin = options_.spin,
                                    .chunk_bytes = options_.chunk_bytes,
                                    .record_slots = options_.record_slots};

@@ -32,6 +32,7 @@ struct EngineAgentOptions {
   std::string run_dir;
   std::string host_id;  // as in transport::Options
   std::string data_interface;
+  std::shared_ptr<const transport::CurveIdentity> curve;  // as in RankAgentOptions
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
   uint32_t record_slots = 4096;

@@ -69,6 +69,7 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
       .run_dir = options.run_dir,
       .host_id = options.host_id,
       .data_interface = options.data_interface,
+      .curve = options.curve,
       .spin = options.spin,
       .chunk_bytes = options.chunk_bytes,
       .incarnation = options.incarnation};
@@ -79,7 +80,9 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
 
   for (const transport::TransportKind& kind : transport::TransportKinds()) {
     const std::string name(kind.name);
-    if (options.transport != "auto" && options.transport != name) continue;
+    const bool wanted = options.transport == "auto" ? !kind.encrypts || options.curve != nullptr
+                                                    : options.transport == name;
+    if (!wanted) continue;
     auto made = kind.create(common);
     if (made.has_value()) {
       transport_notes_.push_back(name);

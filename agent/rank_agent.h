@@ -36,6 +36,8 @@ struct RankAgentOptions {
   std::string run_dir;         // of this engine, mode 0700
   std::string host_id;         // as in transport::Options
   std::string data_interface;  // empty: loopback
+  // Null: no keys. `auto` takes zmq-packed only with some.
+  std::shared_ptr<const transport::CurveIdentity> curve;
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
   uint32_t record_slots = 4096;

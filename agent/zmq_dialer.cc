@@ -23,12 +23,12 @@ int64_t WholeMillis(Duration d) { return std::chrono::ceil<std::chrono::millisec
 }  // namespace
 
 struct ZmqDialer::Peer {
-  Peer(std::string endpoint, ZmqSocket socket, ZmqMonitor monitor)
+  Peer(std::string endpoint, transport::ZmqSocket socket, transport::ZmqMonitor monitor)
       : endpoint(std::move(endpoint)), socket(std::move(socket)), monitor(std::move(monitor)) {}
 
   const std::string endpoint;
-  ZmqSocket socket;
-  ZmqMonitor monitor;
+  transport::ZmqSocket socket;
+  transport::ZmqMonitor monitor;
   EventLoop::WatchId socket_watch = 0;
   EventLoop::WatchId monitor_watch = 0;
   bool connected = false;
@@ -37,8 +37,8 @@ struct ZmqDialer::Peer {
   std::unordered_set<Rpc::CallId> calls;  // in flight
 };
 
-ZmqDialer::ZmqDialer(std::shared_ptr<ZmqContext> context, EventLoop& loop, Counters& counters,
-                     ZmqSocketOptions options, Duration idle_close)
+ZmqDialer::ZmqDialer(std::shared_ptr<transport::ZmqContext> context, EventLoop& loop,
+                     Counters& counters, transport::ZmqSocketOptions options, Duration idle_close)
     : context_(std::move(context)),
       loop_(loop),
       counters_(counters),
@@ -112,9 +112,10 @@ Result<std::shared_ptr<ZmqDialer::Peer>> ZmqDialer::Connect(const std::string& e
     if (peer->calls.empty()) OnConnectionEvents(peer);
     if (!peer->dropped) return peer;
   }
-  KVRELAY_ASSIGN_OR_RETURN(ZmqSocket socket, ZmqSocket::Create(context_, ZMQ_DEALER, options_));
-  KVRELAY_ASSIGN_OR_RETURN(ZmqMonitor monitor,
-                           ZmqMonitor::Create(context_, socket, kConnectionEvents));
+  KVRELAY_ASSIGN_OR_RETURN(transport::ZmqSocket socket,
+                           transport::ZmqSocket::Create(context_, ZMQ_DEALER, options_));
+  KVRELAY_ASSIGN_OR_RETURN(transport::ZmqMonitor monitor,
+                           transport::ZmqMonitor::Create(context_, socket, kConnectionEvents));
   KVRELAY_RETURN_IF_ERROR(socket.Connect(endpoint));
   auto peer = std::make_shared<Peer>(endpoint, std::move(socket), std::move(monitor));
   // Not shared with the watches, which live as long as the peer is in peers_.
@@ -129,7 +130,7 @@ Result<std::shared_ptr<ZmqDialer::Peer>> ZmqDialer::Connect(const std::string& e
 
 void ZmqDialer::OnReadable(const std::shared_ptr<Peer>& peer) {
   for (int i = 0; i < kMessagesPerRound && !peer->dropped; ++i) {
-    const std::optional<ZmqMessage> message = peer->socket.Receive();
+    const std::optional<transport::ZmqMessage> message = peer->socket.Receive();
     if (!message) return;
     peer->connected = true;
     OnMessage(peer, *message);
@@ -138,7 +139,7 @@ void ZmqDialer::OnReadable(const std::shared_ptr<Peer>& peer) {
 
 void ZmqDialer::OnConnectionEvents(const std::shared_ptr<Peer>& peer) {
   while (!peer->dropped) {
-    const std::optional<ZmqMonitor::Event> event = peer->monitor.Receive();
+    const std::optional<transport::ZmqMonitor::Event> event = peer->monitor.Receive();
     if (!event) return;
     if (event->what == ZMQ_EVENT_CONNECTED) {
       peer->connected = true;
@@ -152,7 +153,7 @@ void ZmqDialer::OnConnectionEvents(const std::shared_ptr<Peer>& peer) {
   }
 }
 
-void ZmqDialer::OnMessage(const std::shared_ptr<Peer>& peer, const ZmqMessage& message) {
+void ZmqDialer::OnMessage(const std::shared_ptr<Peer>& peer, const transport::ZmqMessage& message) {
   const auto reject = [&](uint64_t id, std::string_view reason, const Status& status) {
     counters_.Add("kvrelay_bad_messages_total{reason=\"" + std::string(reason) + "\"}");
     LOG_EVERY_T(WARNING, 1) << "bad reply from " << peer->endpoint << ": " << status.message();

@@ -16,7 +16,7 @@
 #include "agent/counters.h"
 #include "agent/event_loop.h"
 #include "agent/rpc.h"
-#include "agent/zmq_socket.h"
+#include "transport/zmq_socket.h"
 
 namespace kvrelay::agent {
 
@@ -26,8 +26,8 @@ class ZmqDialer {
   // More calls in flight than this fail with kOverloaded.
   static constexpr size_t kMaxCalls = 65536;
 
-  ZmqDialer(std::shared_ptr<ZmqContext> context, EventLoop& loop, Counters& counters,
-            ZmqSocketOptions options, Duration idle_close);
+  ZmqDialer(std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, Counters& counters,
+            transport::ZmqSocketOptions options, Duration idle_close);
   ~ZmqDialer();
   ZmqDialer(const ZmqDialer&) = delete;
   ZmqDialer& operator=(const ZmqDialer&) = delete;
@@ -54,7 +54,7 @@ class ZmqDialer {
   Result<std::shared_ptr<Peer>> Connect(const std::string& endpoint);
   void OnReadable(const std::shared_ptr<Peer>& peer);
   void OnConnectionEvents(const std::shared_ptr<Peer>& peer);
-  void OnMessage(const std::shared_ptr<Peer>& peer, const ZmqMessage& message);
+  void OnMessage(const std::shared_ptr<Peer>& peer, const transport::ZmqMessage& message);
   // Closes the connection; its calls fail with `status`.
   void Drop(const std::shared_ptr<Peer>& peer, const Status& status);
   void OnDeadline(Rpc::CallId id);
@@ -63,10 +63,10 @@ class ZmqDialer {
   // Takes an answered or failed call out and returns its callback.
   Rpc::OnReply Take(Rpc::CallId id);
 
-  const std::shared_ptr<ZmqContext> context_;
+  const std::shared_ptr<transport::ZmqContext> context_;
   EventLoop& loop_;
   Counters& counters_;
-  const ZmqSocketOptions options_;
+  const transport::ZmqSocketOptions options_;
   const Duration idle_close_;
 
   Rpc::CallId next_call_ = 1;

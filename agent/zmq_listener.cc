@@ -111,13 +111,13 @@ class ZmqListener::Request final : public Responder {
   std::function<void()> on_cancel_;
 };
 
-Result<std::shared_ptr<ZmqListener>> ZmqListener::Create(std::shared_ptr<ZmqContext> context,
-                                                         EventLoop& loop, Counters& counters,
-                                                         const std::string& endpoint,
-                                                         const ZmqSocketOptions& options) {
-  KVRELAY_ASSIGN_OR_RETURN(ZmqSocket socket, ZmqSocket::Create(context, ZMQ_ROUTER, options));
-  KVRELAY_ASSIGN_OR_RETURN(ZmqMonitor monitor,
-                           ZmqMonitor::Create(context, socket, kConnectionEvents));
+Result<std::shared_ptr<ZmqListener>> ZmqListener::Create(
+    std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, Counters& counters,
+    const std::string& endpoint, const transport::ZmqSocketOptions& options) {
+  KVRELAY_ASSIGN_OR_RETURN(transport::ZmqSocket socket,
+                           transport::ZmqSocket::Create(context, ZMQ_ROUTER, options));
+  KVRELAY_ASSIGN_OR_RETURN(transport::ZmqMonitor monitor,
+                           transport::ZmqMonitor::Create(context, socket, kConnectionEvents));
   KVRELAY_ASSIGN_OR_RETURN(std::string real, socket.Bind(endpoint));
   std::shared_ptr<ZmqListener> listener(
       new ZmqListener(loop, counters, std::move(socket), std::move(monitor), std::move(real)));
@@ -125,8 +125,8 @@ Result<std::shared_ptr<ZmqListener>> ZmqListener::Create(std::shared_ptr<ZmqCont
   return listener;
 }
 
-ZmqListener::ZmqListener(EventLoop& loop, Counters& counters, ZmqSocket socket, ZmqMonitor monitor,
-                         std::string endpoint)
+ZmqListener::ZmqListener(EventLoop& loop, Counters& counters, transport::ZmqSocket socket,
+                         transport::ZmqMonitor monitor, std::string endpoint)
     : loop_(loop),
       counters_(counters),
       socket_(std::move(socket)),
@@ -155,7 +155,7 @@ void ZmqListener::Handle(proto::Type type, Rpc::Handler handler) {
 
 void ZmqListener::OnReadable() {
   for (int i = 0; i < kMessagesPerRound; ++i) {
-    const std::optional<ZmqMessage> message = socket_.Receive();
+    const std::optional<transport::ZmqMessage> message = socket_.Receive();
     if (!message) return;
     // Descriptors are used again. The events that were there before this message tell whose its
     // descriptor is; without them a late "closed" for the connection before it would cancel this
@@ -166,7 +166,7 @@ void ZmqListener::OnReadable() {
 }
 
 void ZmqListener::OnConnectionEvents() {
-  while (const std::optional<ZmqMonitor::Event> event = monitor_.Receive()) {
+  while (const std::optional<transport::ZmqMonitor::Event> event = monitor_.Receive()) {
     if (event->what == ZMQ_EVENT_ACCEPTED) {
       connections_[event->connection];
     } else if (event->what == ZMQ_EVENT_DISCONNECTED) {
@@ -183,7 +183,7 @@ void ZmqListener::OnConnectionEvents() {
   }
 }
 
-void ZmqListener::OnMessage(const ZmqMessage& message) {
+void ZmqListener::OnMessage(const transport::ZmqMessage& message) {
   if (message.frame_count != 3 || !message.frames[1].empty()) {
     // The last frame that we have may still tell whom to answer.
     const auto envelope = proto::DecodeEnvelope(message.frames.back());
@@ -202,7 +202,7 @@ void ZmqListener::OnMessage(const ZmqMessage& message) {
   Serve(message, *envelope);
 }
 
-void ZmqListener::Serve(const ZmqMessage& message, const proto::Envelope& envelope) {
+void ZmqListener::Serve(const transport::ZmqMessage& message, const proto::Envelope& envelope) {
   RequestKey key{message.frames[0], envelope.id};
   const Rpc::Handler& handler = handlers_[static_cast<size_t>(envelope.type)];
   if (handler == nullptr) {
@@ -234,7 +234,7 @@ void ZmqListener::Serve(const ZmqMessage& message, const proto::Envelope& envelo
   handler(envelope.body, request);
 }
 
-void ZmqListener::Reject(const ZmqMessage& message, const proto::BadEnvelope& bad) {
+void ZmqListener::Reject(const transport::ZmqMessage& message, const proto::BadEnvelope& bad) {
   counters_.Add(BadMessages(bad.reason));
   LOG_EVERY_T(WARNING, 1) << endpoint_ << ": bad message from "
                           << (message.peer.empty() ? "an unknown peer" : message.peer) << ": "

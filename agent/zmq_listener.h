@@ -19,8 +19,8 @@
 #include "agent/counters.h"
 #include "agent/event_loop.h"
 #include "agent/rpc.h"
-#include "agent/zmq_socket.h"
 #include "proto/envelope.h"
+#include "transport/zmq_socket.h"
 
 namespace kvrelay::agent {
 
@@ -30,10 +30,10 @@ class ZmqListener : public std::enable_shared_from_this<ZmqListener> {
   // More requests in progress than this are answered kOverloaded.
   static constexpr size_t kMaxRequests = 16384;
 
-  static Result<std::shared_ptr<ZmqListener>> Create(std::shared_ptr<ZmqContext> context,
+  static Result<std::shared_ptr<ZmqListener>> Create(std::shared_ptr<transport::ZmqContext> context,
                                                      EventLoop& loop, Counters& counters,
                                                      const std::string& endpoint,
-                                                     const ZmqSocketOptions& options);
+                                                     const transport::ZmqSocketOptions& options);
   ~ZmqListener();
   ZmqListener(const ZmqListener&) = delete;
   ZmqListener& operator=(const ZmqListener&) = delete;
@@ -45,14 +45,14 @@ class ZmqListener : public std::enable_shared_from_this<ZmqListener> {
   class Request;
   using RequestKey = std::pair<std::string, uint64_t>;  // identity of the connection, call id
 
-  ZmqListener(EventLoop& loop, Counters& counters, ZmqSocket socket, ZmqMonitor monitor,
-              std::string endpoint);
+  ZmqListener(EventLoop& loop, Counters& counters, transport::ZmqSocket socket,
+              transport::ZmqMonitor monitor, std::string endpoint);
   void StartWatching();
   void OnReadable();
   void OnConnectionEvents();
-  void OnMessage(const ZmqMessage& message);
-  void Serve(const ZmqMessage& message, const proto::Envelope& envelope);
-  void Reject(const ZmqMessage& message, const proto::BadEnvelope& bad);
+  void OnMessage(const transport::ZmqMessage& message);
+  void Serve(const transport::ZmqMessage& message, const proto::Envelope& envelope);
+  void Reject(const transport::ZmqMessage& message, const proto::BadEnvelope& bad);
 
   enum class Sent { kYes, kPeerGone, kQueueFull };
   Sent Send(const std::string& identity, const proto::Envelope& envelope);
@@ -63,8 +63,8 @@ class ZmqListener : public std::enable_shared_from_this<ZmqListener> {
 
   EventLoop& loop_;
   Counters& counters_;
-  ZmqSocket socket_;
-  ZmqMonitor monitor_;
+  transport::ZmqSocket socket_;
+  transport::ZmqMonitor monitor_;
   const std::string endpoint_;
   EventLoop::WatchId socket_watch_ = 0;
   EventLoop::WatchId monitor_watch_ = 0;

@@ -2,14 +2,17 @@
 
 #include <utility>
 
+#include "proto/limits.h"
+
 namespace kvrelay::agent {
 
 Result<std::unique_ptr<ZmqRpc>> ZmqRpc::Create(EventLoop& loop, Counters& counters,
                                                Options options) {
-  auto context = std::make_shared<ZmqContext>();
+  options.socket.max_bytes = proto::kMaxMessageBytes;
+  auto context = std::make_shared<transport::ZmqContext>();
   std::shared_ptr<ZmqListener> listener;
   if (!options.listen.empty()) {
-    ZmqSocketOptions socket = options.socket;
+    transport::ZmqSocketOptions socket = options.socket;
     socket.linger = options.linger;
     KVRELAY_ASSIGN_OR_RETURN(listener,
                              ZmqListener::Create(context, loop, counters, options.listen, socket));
@@ -18,7 +21,7 @@ Result<std::unique_ptr<ZmqRpc>> ZmqRpc::Create(EventLoop& loop, Counters& counte
       new ZmqRpc(std::move(context), loop, counters, options, std::move(listener)));
 }
 
-ZmqRpc::ZmqRpc(std::shared_ptr<ZmqContext> context, EventLoop& loop, Counters& counters,
+ZmqRpc::ZmqRpc(std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, Counters& counters,
                const Options& options, std::shared_ptr<ZmqListener> listener)
     : context_(context),
       listener_(std::move(listener)),

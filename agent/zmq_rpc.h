@@ -9,7 +9,7 @@
 #include "agent/rpc.h"
 #include "agent/zmq_dialer.h"
 #include "agent/zmq_listener.h"
-#include "agent/zmq_socket.h"
+#include "transport/zmq_socket.h"
 
 namespace kvrelay::agent {
 
@@ -20,7 +20,7 @@ class ZmqRpc final : public Rpc {
  public:
   struct Options {
     std::string listen;  // "tcp://host:port", port 0: any; empty: only calls
-    ZmqSocketOptions socket;
+    transport::ZmqSocketOptions socket;
     Duration linger = Millis(200);                   // of answers at the end
     Duration idle_close = std::chrono::seconds(60);  // connections without a call
   };
@@ -44,11 +44,11 @@ class ZmqRpc final : public Rpc {
   void AbandonAll() { dialer_.AbandonAll(); }
 
  private:
-  ZmqRpc(std::shared_ptr<ZmqContext> context, EventLoop& loop, Counters& counters,
+  ZmqRpc(std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, Counters& counters,
          const Options& options, std::shared_ptr<ZmqListener> listener);
 
   // Declared first: it goes last, after the sockets.
-  std::shared_ptr<ZmqContext> context_;
+  std::shared_ptr<transport::ZmqContext> context_;
   std::shared_ptr<ZmqListener> listener_;
   ZmqDialer dialer_;
 };

@@ -22,7 +22,7 @@ add_library(kvrelay_deps::glog ALIAS PkgConfig::GLOG)
 add_library(kvrelay_deps::gflags ALIAS PkgConfig::GFLAGS)
 add_library(kvrelay_deps::sodium ALIAS PkgConfig::SODIUM)
 
-# libzmq and its C++ header (cppzmq). The header throws: only agent/ uses it, and catches. Only the version is taken from
+# libzmq and its C++ header (cppzmq). The header throws: who uses it catches. Only the version is taken from
 # pkg-config, whose flags would bring in libzmq's own dependencies.
 pkg_check_modules(ZMQ REQUIRED libzmq)
 find_path(KVRELAY_CPPZMQ_INCLUDE zmq.hpp REQUIRED)

@@ -59,7 +59,7 @@ struct GetMeta {
 };
 
 struct TransportAddress {
-  std::string transport;  // "mapped", "ucx-packed"
+  std::string transport;  // "mapped", "ucx-packed", ...
   std::string address;    // opaque, may hold any byte
 };
 

@@ -8,7 +8,7 @@
 namespace kvrelay::transport {
 
 Status PackedLane::failure() const {
-  if (!why_closed_.empty()) return Status(Code::kPeerUnreachable, why_closed_);
+  if (!why_closed_.ok()) return why_closed_;
   return endpoint_->failure();
 }
 
@@ -51,7 +51,7 @@ Result<std::shared_ptr<PackedLane>> PackedLanes::Open(const std::string& encoded
       it->second->last_used_ = now;
       return it->second;
     }
-    Close(it->second, it->second->failure().message());
+    Close(it->second, it->second->failure());
   }
   if (open_.size() + closing_.size() >= kMaxLanes) {
     return Error(Code::kOverloaded,
@@ -65,7 +65,7 @@ Result<std::shared_ptr<PackedLane>> PackedLanes::Open(const std::string& encoded
   return lane;
 }
 
-void PackedLanes::Close(const std::shared_ptr<PackedLane>& lane, std::string why) {
+void PackedLanes::Close(const std::shared_ptr<PackedLane>& lane, Status why) {
   if (lane->endpoint_->closing()) return;
   lane->why_closed_ = std::move(why);
   lane->endpoint_->Close();
@@ -76,7 +76,7 @@ void PackedLanes::Close(const std::shared_ptr<PackedLane>& lane, std::string why
 void PackedLanes::CloseAll() {
   while (!open_.empty()) {
     const std::shared_ptr<PackedLane> lane = open_.begin()->second;
-    Close(lane, "the transport is closing");
+    Close(lane, Status(Code::kPeerUnreachable, "the transport is closing"));
   }
 }
 
@@ -90,12 +90,14 @@ void PackedLanes::Reap() {
       idle.push_back(lane);
     }
   }
-  for (const auto& lane : failed) Close(lane, lane->failure().message());
+  for (const auto& lane : failed) Close(lane, lane->failure());
   if (idle.size() > kMaxIdle) {
     std::sort(idle.begin(), idle.end(),
               [](const auto& a, const auto& b) { return a->last_used_ < b->last_used_; });
     idle.resize(idle.size() - kMaxIdle);
-    for (const auto& lane : idle) Close(lane, "not used for the longest time");
+    for (const auto& lane : idle) {
+      Close(lane, Status(Code::kPeerUnreachable, "not used for the longest time"));
+    }
   }
   closing_.remove_if([](const std::shared_ptr<PackedLane>& lane) {
     if (!lane->endpoint_->finished()) return false;

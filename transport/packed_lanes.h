@@ -39,7 +39,7 @@ class PackedLane {
   uint32_t in_flight_ = 0;
   TimePoint last_progress_;
   TimePoint last_used_;
-  std::string why_closed_;
+  Status why_closed_;
   // Sends that a forced close has ended: UCX calls them done before it has let go of the
   // connection.
   std::vector<std::pair<Slot*, SlotRing*>> held_;
@@ -60,7 +60,7 @@ class PackedLanes {
   Result<std::shared_ptr<PackedLane>> Open(const std::string& encoded, Incarnation incarnation,
                                            TimePoint now);
   // Gives the connection up with all that is in flight on it; holders see it as unusable.
-  void Close(const std::shared_ptr<PackedLane>& lane, std::string why);
+  void Close(const std::shared_ptr<PackedLane>& lane, Status why);
   void CloseAll();
   // Closes what has failed and what is idle beyond bounds; frees what has closed.
   void Reap();

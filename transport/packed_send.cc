@@ -239,7 +239,9 @@ TimePoint PackedSender::Expire(TimePoint now) {
                     [&lane = lane](const auto& stream) { return stream->out.lane == lane; });
     if (!wanted || ring_->free() == 0) stalled.push_back(lane);
   }
-  for (const auto& lane : stalled) lanes_.Close(lane, "the reader took no data for a second");
+  for (const auto& lane : stalled) {
+    lanes_.Close(lane, Status(Code::kPeerUnreachable, "the reader took no data for a second"));
+  }
   return next;
 }
 

@@ -32,8 +32,11 @@ Duration PollPause(Duration since) {
 std::span<const TransportKind> TransportKinds() {
   // Mapped memory is the fastest. One-sided reads cost the owner's processors nothing, but on one
   // host a system call each: short runs go packed even so.
-  static constexpr std::array<TransportKind, 3> kKinds = {
-      {{"mapped", CreateMapped}, {"ucx-get", CreateUcxGet}, {"ucx-packed", CreateUcxPacked}}};
+  static constexpr std::array<TransportKind, 4> kKinds = {
+      {{"mapped", CreateMapped},
+       {"ucx-get", CreateUcxGet},
+       {"ucx-packed", CreateUcxPacked},
+       {.name = "zmq-packed", .create = CreateZmqPacked, .encrypts = true}}};
   return kKinds;
 }
 

@@ -32,6 +32,7 @@
 #include "base/status.h"
 #include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
+#include "transport/curve.h"
 
 namespace kvrelay::transport {
 
@@ -144,7 +145,7 @@ class Transport {
  public:
   virtual ~Transport() = default;
 
-  virtual std::string_view name() const = 0;  // "mapped", "ucx-get", "ucx-packed"
+  virtual std::string_view name() const = 0;  // "mapped", "ucx-get", "ucx-packed", "zmq-packed"
   virtual Style style() const = 0;
   // How peers reach this process's regions.
   virtual Address LocalAddress() const = 0;
@@ -214,7 +215,10 @@ struct Options {
   Executor executor;
   std::string run_dir;  // folder for Unix sockets, mode 0700
   std::string host_id;  // processes whose ids differ do not share memory; empty: the kernel's
-  std::string data_interface;  // for UCX TCP; empty: loopback
+  std::string data_interface;  // of UCX's TCP and of ZeroMQ; empty: loopback
+  // For zmq-packed: who we are and whom we talk to. Null: a key pair of this transport's own, told
+  // to peers in the address, with which anybody may connect; what is sent is secret even so.
+  std::shared_ptr<const CurveIdentity> curve;
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = kDefaultChunkBytes;
   // Connections and threads that a packed stream is dealt over, see striped.h; 0: by the number of
@@ -227,10 +231,13 @@ struct Options {
 Result<std::unique_ptr<Transport>> CreateMapped(Options options);
 Result<std::unique_ptr<Transport>> CreateUcxGet(Options options);
 Result<std::unique_ptr<Transport>> CreateUcxPacked(Options options);
+Result<std::unique_ptr<Transport>> CreateZmqPacked(Options options);
 
 struct TransportKind {
   std::string_view name;
   Result<std::unique_ptr<Transport>> (*create)(Options options) = nullptr;
+  // Encrypts, which costs most of the speed: chosen by itself only where there are keys.
+  bool encrypts = false;
 };
 // All that this build has, in the order in which they are preferred.
 std::span<const TransportKind> TransportKinds();

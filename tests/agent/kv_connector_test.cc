@@ -175,7 +175,8 @@ TEST_P(KvConnectorTest, EndsInTheMiddleOfLoadsLeakNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, KvConnectorTest,
-                         testing::Values("mapped", "ucx-get", "ucx-packed"), [](const auto& param) {
+                         testing::Values("mapped", "ucx-get", "ucx-packed", "zmq-packed"),
+                         [](const auto& param) {
                            std::string name = param.param;
                            std::erase(name, '-');
                            return name;

@@ -217,7 +217,7 @@ TEST_F(DaemonStory, BadConfigurationExitsTwoAndSaysWhy) {
       {{"--kv_blocks=900TiB"}, "available"},
       {{"--host_id=no spaces"}, "--host_id=no spaces"},
       {{"--engine_id=xyz"}, "32 hexadecimal digits"},
-      {{"--transport=carrier-pigeon"}, "auto|mapped|ucx-get|ucx-packed"},
+      {{"--transport=carrier-pigeon"}, "auto|mapped|ucx-get|ucx-packed|zmq-packed"},
       {{"--tp=1", "--tp=2"}, "given twice"},
       {{"stray"}, "stray argument"}};
   for (const Case& c : cases) {

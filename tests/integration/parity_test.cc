@@ -115,6 +115,17 @@ TEST_F(Parity, PrefillTp2DecodeTp4) { CheckSome(4); }
 TEST_F(Parity, PrefillTp4DecodeTp1) { CheckSome(5); }
 TEST_F(Parity, PrefillTp1DecodeTp4) { CheckSome(6); }
 
+// Beside the product: what is above the carrier is ucx-packed's.
+TEST_F(Parity, OverZmqPacked) {
+  Check({.prefill_tp = 2,
+         .decode_tp = 1,
+         .prefill_layout = "nhd",
+         .decode_layout = "hnd",
+         .transport = "zmq-packed",
+         .system_tokens = 77},
+        9);
+}
+
 class FullParity : public Parity {};
 
 TEST_F(FullParity, EveryCombination) {

@@ -47,9 +47,9 @@ namespace {
 constexpr uint64_t kChunkBytes = 256 << 10;
 using namespace bench;  // NOLINT(google-build-using-namespace)
 
-enum Way : size_t { kMemcpy, kTcp, kMapped, kBareGet, kGet, kBareAm, kPacked, kWayCount };
-constexpr const char* kWays[] = {"memcpy",  "tcp",         "mapped",    "ucx-get!bare",
-                                 "ucx-get", "ucx-am!bare", "ucx-packed"};
+enum Way : size_t { kMemcpy, kTcp, kMapped, kBareGet, kGet, kBareAm, kPacked, kZmq, kWayCount };
+constexpr const char* kWays[] = {"memcpy",  "tcp",         "mapped",     "ucx-get!bare",
+                                 "ucx-get", "ucx-am!bare", "ucx-packed", "zmq-packed"};
 static_assert(std::size(kWays) == kWayCount);
 constexpr uint32_t kBareWindow = 32;
 
@@ -86,6 +86,7 @@ struct Process {
     options.rails = rails;
     mapped = Must(CreateMapped(options));
     packed = Must(CreateUcxPacked(options));
+    zmq = Must(CreateZmqPacked(options));
     if (FindOneSidedLanes("").has_value()) {
       get = Must(CreateUcxGet(options));
       bare_get.emplace(UCP_FEATURE_RMA, bench::BareGetSettings());
@@ -118,12 +119,14 @@ struct Process {
   std::condition_variable wake;
   std::unique_ptr<Transport> mapped;
   std::unique_ptr<Transport> packed;
+  std::unique_ptr<Transport> zmq;
   std::unique_ptr<Transport> get;  // or null, together with
   std::optional<BareUcx> bare_get;
   std::optional<BareUcx> bare_am;
 };
 
-// What the reader asks the owner to do: 'p' packs and sends a stream, 't' writes to the TCP socket,
+// What the reader asks the owner to do: 'p' packs and sends a stream over UCX,
+// 'z' one over ZeroMQ, 't' writes to the TCP socket,
 // 'a' sends bare messages, 'g' helps the bare reads to connect.
 struct Request {
   char kind = 'q';
@@ -145,6 +148,7 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
   record->Publish({.tokens = 1, .chunk_end = 1, .layers = 0});
   SendSpec(control_fd, self.Spec(*self.mapped));
   SendSpec(control_fd, self.Spec(*self.packed));
+  SendSpec(control_fd, self.Spec(*self.zmq));
   if (self.get) {
     SendSpec(control_fd, self.Spec(*self.get));
     SendText(control_fd, self.bare_get->Address());
@@ -153,6 +157,7 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
     WriteAll(control_fd, &base, sizeof(base));
   }
   const PeerSpec reader = ReceiveSpec(control_fd);
+  const PeerSpec zmq_reader = ReceiveSpec(control_fd);
   self.bare_am->Connect(ReceiveText(control_fd));
   std::vector<char> buffer(kChunkBytes, 2);
   std::map<std::pair<uint64_t, uint64_t>, StreamPlan> plans;  // made before the clock runs
@@ -191,13 +196,15 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
       continue;
     }
     bool sent = false;
-    self.packed->StartPackedSend(reader, request.stream, plans.at({request.slice, request.bytes}),
-                                 record, Lease(self.incarnation),
-                                 std::chrono::steady_clock::now() + std::chrono::seconds(60),
-                                 [&](const Completion& done) {
-                                   Check(done.status.ok(), done.status.ToString());
-                                   sent = true;
-                                 });
+    const bool zmq = request.kind == 'z';
+    (zmq ? self.zmq : self.packed)
+        ->StartPackedSend(zmq ? zmq_reader : reader, request.stream,
+                          plans.at({request.slice, request.bytes}), record, Lease(self.incarnation),
+                          std::chrono::steady_clock::now() + std::chrono::seconds(60),
+                          [&](const Completion& done) {
+                            Check(done.status.ok(), done.status.ToString());
+                            sent = true;
+                          });
     self.RunUntil([&] { return sent; });
   }
 }
@@ -220,6 +227,7 @@ class Reader {
     std::memset(local_.data(), 1, local_.bytes());
     const PeerSpec mapped = ReceiveSpec(control_fd);
     const PeerSpec packed = ReceiveSpec(control_fd);
+    const PeerSpec zmq = ReceiveSpec(control_fd);
     owner_ = packed.incarnation;
     PeerSpec get;
     std::string bare_address;
@@ -231,16 +239,19 @@ class Reader {
       ReadAll(control_fd, &bare_base_, sizeof(bare_base_));
     }
     SendSpec(control_fd, self_.Spec(*self_.packed));
+    SendSpec(control_fd, self_.Spec(*self_.zmq));
     self_.bare_am->Receive();
     SendText(control_fd, self_.bare_am->Address());
     mapped_ = Connect(*self_.mapped, mapped, connect_ms_[kMapped]);
     packed_ = Connect(*self_.packed, packed, connect_ms_[kPacked]);
+    zmq_ = Connect(*self_.zmq, zmq, connect_ms_[kZmq]);
     if (self_.get) {
       get_ = Connect(*self_.get, get, connect_ms_[kGet]);
       ConnectBare(bare_address, bare_key);
     }
-    std::printf("connect: mapped %.2f ms, ucx-get %.2f ms, ucx-packed %.2f ms\n",
-                connect_ms_[kMapped], connect_ms_[kGet], connect_ms_[kPacked]);
+    std::printf(
+        "connect: mapped %.2f ms, ucx-get %.2f ms, ucx-packed %.2f ms, zmq-packed %.2f ms\n",
+        connect_ms_[kMapped], connect_ms_[kGet], connect_ms_[kPacked], connect_ms_[kZmq]);
   }
 
   Row Measure(uint64_t mib, uint64_t slice) {
@@ -318,10 +329,13 @@ class Reader {
                            start + std::chrono::seconds(60), done);
         self_.RunUntil([&] { return finished; });
         break;
-      case kPacked: {
-        const Request request{'p', ++stream_, slice, bytes};
-        self_.packed->StartPackedReceive(packed_, stream_, std::move(stream), Lease(owner_),
-                                         start + std::chrono::seconds(60), done);
+      case kPacked:
+      case kZmq: {
+        const bool zmq = way == kZmq;
+        const Request request{zmq ? 'z' : 'p', ++stream_, slice, bytes};
+        (zmq ? self_.zmq : self_.packed)
+            ->StartPackedReceive(zmq ? zmq_ : packed_, stream_, std::move(stream), Lease(owner_),
+                                 start + std::chrono::seconds(60), done);
         WriteAll(control_fd_, &request, sizeof(request));
         self_.RunUntil([&] { return finished; });
         break;
@@ -361,6 +375,7 @@ class Reader {
   Incarnation owner_ = 0;
   PeerHandle mapped_ = 0;
   PeerHandle packed_ = 0;
+  PeerHandle zmq_ = 0;
   PeerHandle get_ = 0;
   uintptr_t bare_base_ = 0;
   double connect_ms_[kWayCount] = {};
@@ -373,7 +388,8 @@ std::string Json(const Settings& settings, const Reader& reader, const std::vect
       << settings.rounds << ",\"chunk_bytes\":" << kChunkBytes << ",\"ucx\":\"" << UcxVersion()
       << "\",\"connect_ms\":{\"mapped\":" << reader.connect_ms()[kMapped]
       << ",\"ucx-get\":" << reader.connect_ms()[kGet]
-      << ",\"ucx-packed\":" << reader.connect_ms()[kPacked] << "},\"rows\":[";
+      << ",\"ucx-packed\":" << reader.connect_ms()[kPacked]
+      << ",\"zmq-packed\":" << reader.connect_ms()[kZmq] << "},\"rows\":[";
   for (size_t i = 0; i < rows.size(); ++i) {
     out << (i == 0 ? "" : ",") << "\n{\"bytes\":" << (rows[i].mib << 20)
         << ",\"slice_bytes\":" << rows[i].slice;

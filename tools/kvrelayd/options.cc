@@ -54,8 +54,10 @@ void DaemonOptions::Declare(FlagSet& flags) {
   flags.Section("Moving the cache");
   std::vector<std::string> transports = {"auto"};
   for (const auto& kind : transport::TransportKinds()) transports.emplace_back(kind.name);
-  flags.Choice("transport", &transport, transports,
-               "how the cache is pulled; auto takes the first that works, per peer");
+  flags.Choice(
+      "transport", &transport, transports,
+      "how the cache is pulled; auto takes the first that works, per peer, but zmq-packed, which "
+      "encrypts, only by name");
   flags.Whole("lease_ttl_ms", &lease_ttl_ms, 100, proto::kMaxDurationMs,
               "how long an offered cache waits for its reader, in milliseconds");
   flags.Whole("pull_timeout_ms", &pull_timeout_ms, 1, proto::kMaxDurationMs,
@@ -66,7 +68,7 @@ void DaemonOptions::Declare(FlagSet& flags) {
              "name of this host: daemons share memory only where it is equal; the kernel's boot id "
              "when empty");
   flags.Text("data_interface", &data_interface, "NAME",
-             "network interface of UCX; loopback when empty");
+             "network interface of UCX and of zmq-packed; loopback when empty");
   flags.Switch("trusted_data_network", &trusted_data_network,
                "lets UCX, whose ports are not authenticated, listen off loopback");
   flags.Text("run_dir", &run_dir, "DIR",

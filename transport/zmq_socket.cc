@@ -1,26 +1,20 @@
-#include "agent/zmq_socket.h"
+#include "transport/zmq_socket.h"
 
 #include <glog/logging.h>
-#include <zmq.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
-#include "proto/limits.h"
-
-namespace kvrelay::agent {
+namespace kvrelay::transport {
 namespace {
 
 // A DEALER has two PAIR sockets for its monitor; the default of 1023 sockets would do for 340
 // peers.
 constexpr int kMaxSockets = 16384;
-// We never let ZeroMQ reconnect by itself (see zmq_dialer.h): a new try is a new socket.
+// We never let ZeroMQ reconnect by itself (see agent/zmq_dialer.h): a new try is a new socket.
 constexpr int kNeverReconnectMs = 3600 * 1000;
-// Messages per connection that wait for us; then TCP holds the sender back. Bounds what a flood
-// costs: this times 8 MiB.
-constexpr int kReceiveQueue = 64;
 // Unacknowledged bytes on a dead network break the connection after this.
 constexpr int kTcpRetransmitMs = 10'000;
 
@@ -30,21 +24,21 @@ int Ms(Duration d) {
 
 std::string LastError() { return zmq_strerror(zmq_errno()); }
 
-// A zmq_msg_t that closes itself.
-class Frame {
- public:
-  Frame() { zmq_msg_init(&message_); }
-  ~Frame() { zmq_msg_close(&message_); }
-  Frame(const Frame&) = delete;
-  Frame& operator=(const Frame&) = delete;
-  zmq_msg_t* get() { return &message_; }
-  std::string_view view() {
-    return {static_cast<const char*>(zmq_msg_data(&message_)), zmq_msg_size(&message_)};
-  }
+// False when no message waits.
+bool ReceiveFrom(void* socket, ZmqFrame& frame) {
+  int rc;
+  do {
+    rc = zmq_msg_recv(frame.get(), socket, ZMQ_DONTWAIT);
+  } while (rc < 0 && zmq_errno() == EINTR);
+  return rc >= 0;
+}
 
- private:
-  zmq_msg_t message_;
-};
+int FdOf(void* socket) {
+  int fd = -1;
+  size_t size = sizeof(fd);
+  zmq_getsockopt(socket, ZMQ_FD, &fd, &size);
+  return fd;
+}
 
 }  // namespace
 
@@ -72,7 +66,7 @@ Result<ZmqSocket> ZmqSocket::Create(std::shared_ptr<ZmqContext> context, int typ
   std::vector<Setting> settings = {
       {ZMQ_LINGER, Ms(options.linger)},
       {ZMQ_SNDHWM, options.queue_messages},
-      {ZMQ_RCVHWM, kReceiveQueue},
+      {ZMQ_RCVHWM, options.receive_queue},
       {ZMQ_HANDSHAKE_IVL, Ms(options.handshake)},
       {ZMQ_CONNECT_TIMEOUT, Ms(options.handshake)},
       {ZMQ_HEARTBEAT_IVL, Ms(options.heartbeat)},
@@ -87,9 +81,7 @@ Result<ZmqSocket> ZmqSocket::Create(std::shared_ptr<ZmqContext> context, int typ
                                         " = " + std::to_string(setting.value) + ": " + LastError());
     }
   }
-  // A longer frame closes its connection before it is read.
-  const auto max_bytes = static_cast<int64_t>(proto::kMaxMessageBytes);
-  if (zmq_setsockopt(raw, ZMQ_MAXMSGSIZE, &max_bytes, sizeof(max_bytes)) != 0) {
+  if (zmq_setsockopt(raw, ZMQ_MAXMSGSIZE, &options.max_bytes, sizeof(options.max_bytes)) != 0) {
     return Error(Code::kInternal, "ZeroMQ refuses ZMQ_MAXMSGSIZE: " + LastError());
   }
   return socket;
@@ -111,6 +103,30 @@ ZmqSocket::~ZmqSocket() { Close(); }
 
 void ZmqSocket::Close() {
   if (socket_ != nullptr) zmq_close(std::exchange(socket_, nullptr));
+}
+
+Status ZmqSocket::BeCurveServer(const CurveIdentity& identity) {
+  const int on = 1;
+  constexpr std::string_view kDomain = "kvrelay";  // with one, nobody enters without a ZapHandler
+  if (zmq_setsockopt(socket_, ZMQ_CURVE_SERVER, &on, sizeof(on)) != 0 ||
+      zmq_setsockopt(socket_, ZMQ_CURVE_SECRETKEY, identity.secret_key.data(),
+                     identity.secret_key.size()) != 0 ||
+      (!identity.anybody &&
+       zmq_setsockopt(socket_, ZMQ_ZAP_DOMAIN, kDomain.data(), kDomain.size()) != 0)) {
+    return Error(Code::kInternal, "ZeroMQ refuses our key: " + LastError());
+  }
+  return Status::Ok();
+}
+
+Status ZmqSocket::BeCurveClient(const CurveIdentity& identity, const CurveKey& server) {
+  if (zmq_setsockopt(socket_, ZMQ_CURVE_SERVERKEY, server.data(), server.size()) != 0 ||
+      zmq_setsockopt(socket_, ZMQ_CURVE_PUBLICKEY, identity.public_key.data(),
+                     identity.public_key.size()) != 0 ||
+      zmq_setsockopt(socket_, ZMQ_CURVE_SECRETKEY, identity.secret_key.data(),
+                     identity.secret_key.size()) != 0) {
+    return Error(Code::kInternal, "ZeroMQ refuses a key: " + LastError());
+  }
+  return Status::Ok();
 }
 
 Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
@@ -156,23 +172,30 @@ bool ZmqSocket::Send(const std::vector<std::string_view>& frames) {
   return true;
 }
 
-std::optional<ZmqMessage> ZmqSocket::Receive() {
+bool ZmqSocket::ReceiveFrame(ZmqFrame& frame) { return ReceiveFrom(socket_, frame); }
+
+int ZmqSocket::fd() const { return FdOf(socket_); }
+
+bool ZmqSocket::HasMessage() const {
+  int events = 0;
+  size_t size = sizeof(events);
+  return zmq_getsockopt(socket_, ZMQ_EVENTS, &events, &size) == 0 && (events & ZMQ_POLLIN) != 0;
+}
+
+std::optional<ZmqMessage> ZmqSocket::Receive(size_t max_frames) {
   ZmqMessage message;
   for (;;) {
-    Frame frame;
-    int rc;
-    do {
-      rc = zmq_msg_recv(frame.get(), socket_, ZMQ_DONTWAIT);
-    } while (rc < 0 && zmq_errno() == EINTR);
-    if (rc < 0) return std::nullopt;  // a message comes whole, so this is before its first frame
-    if (message.frame_count++ < kMaxFrames) message.frames.emplace_back(frame.view());
+    ZmqFrame frame;
+    // A message comes whole, so there is none only before its first frame.
+    if (!ReceiveFrom(socket_, frame)) return std::nullopt;
+    if (message.frame_count++ < max_frames) message.frames.emplace_back(frame.view());
     const int connection = zmq_msg_get(frame.get(), ZMQ_SRCFD);
     if (connection >= 0) message.connection = connection;
     if (message.peer.empty()) {
       const char* const peer = zmq_msg_gets(frame.get(), "Peer-Address");
       if (peer != nullptr) message.peer = peer;
     }
-    if (zmq_msg_more(frame.get()) == 0) return message;
+    if (!frame.more()) return message;
   }
 }
 
@@ -224,12 +247,8 @@ void ZmqMonitor::Close() {
 
 std::optional<ZmqMonitor::Event> ZmqMonitor::Receive() {
   // Two frames: event (2 bytes) and value (4 bytes), then the endpoint.
-  Frame frame;
-  int rc;
-  do {
-    rc = zmq_msg_recv(frame.get(), pair_, ZMQ_DONTWAIT);
-  } while (rc < 0 && zmq_errno() == EINTR);
-  if (rc < 0) return std::nullopt;
+  ZmqFrame frame;
+  if (!ReceiveFrom(pair_, frame)) return std::nullopt;
   Event event;
   int32_t value = -1;
   const std::string_view bytes = frame.view();
@@ -238,13 +257,13 @@ std::optional<ZmqMonitor::Event> ZmqMonitor::Receive() {
     std::memcpy(&value, bytes.data() + sizeof(event.what), sizeof(value));
   }
   event.connection = value;
-  bool more = zmq_msg_more(frame.get()) != 0;
-  while (more) {
-    Frame rest;
-    if (zmq_msg_recv(rest.get(), pair_, ZMQ_DONTWAIT) < 0) break;
-    more = zmq_msg_more(rest.get()) != 0;
+  for (bool more = frame.more(); more;) {
+    ZmqFrame rest;
+    more = ReceiveFrom(pair_, rest) && rest.more();
   }
   return event;
 }
 
-}  // namespace kvrelay::agent
+int ZmqMonitor::fd() const { return FdOf(pair_); }
+
+}  // namespace kvrelay::transport

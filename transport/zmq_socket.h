@@ -1,7 +1,11 @@
-// ZeroMQ's handles as owning types, and the settings that every socket of the control plane has.
+// ZeroMQ's handles as owning types, and the settings that every socket of ours has: those of calls
+// between agents, and those of packed streams.
 // Nothing here blocks but the context's destructor.
 #pragma once
 
+#include <zmq.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -11,8 +15,9 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "transport/curve.h"
 
-namespace kvrelay::agent {
+namespace kvrelay::transport {
 
 // One I/O thread. Outlives its sockets; the destructor waits for their linger time.
 class ZmqContext {
@@ -35,6 +40,27 @@ struct ZmqSocketOptions {
   Duration handshake = Millis(3000);  // a connection that is not speaking ZeroMQ by then is closed
   Duration linger{0};                 // how long closing waits for messages on their way out
   int queue_messages = 16384;         // on their way to one peer; more: sends fail at once
+  // Messages per connection that wait for us; then TCP holds the sender back. Times max_bytes: what
+  // a flood costs.
+  int receive_queue = 64;
+  int64_t max_bytes = 8 << 20;  // of a frame; a longer one closes its connection before it is read
+};
+
+// A part of a message.
+class ZmqFrame {
+ public:
+  ZmqFrame() { zmq_msg_init(&message_); }
+  ~ZmqFrame() { zmq_msg_close(&message_); }
+  ZmqFrame(const ZmqFrame&) = delete;
+  ZmqFrame& operator=(const ZmqFrame&) = delete;
+  zmq_msg_t* get() { return &message_; }
+  std::string_view view() {
+    return {static_cast<const char*>(zmq_msg_data(&message_)), zmq_msg_size(&message_)};
+  }
+  bool more() { return zmq_msg_more(&message_) != 0; }
+
+ private:
+  zmq_msg_t message_;
 };
 
 // One message: its frames, and where it came from.
@@ -45,7 +71,7 @@ struct ZmqMessage {
   std::string peer;                 // "10.0.0.7"; may be empty
 };
 
-// A ROUTER or DEALER. Thread: the control thread's, like all that uses it.
+// One thread at a time.
 class ZmqSocket {
  public:
   static constexpr size_t kMaxFrames = 3;
@@ -56,6 +82,12 @@ class ZmqSocket {
   ZmqSocket& operator=(ZmqSocket&& other) noexcept;
   ~ZmqSocket();
 
+  // Before Bind: clients need our public key, and one of their own that the context's ZapHandler
+  // allows. Without a handler any key will do, if anybody is allowed.
+  Status BeCurveServer(const CurveIdentity& identity);
+  // Before Connect: the server has this key.
+  Status BeCurveClient(const CurveIdentity& identity, const CurveKey& server);
+
   // Returns the endpoint with its real port. kInvalidArgument: "cannot listen on tcp://...: port
   // taken (...)".
   Result<std::string> Bind(const std::string& endpoint);
@@ -64,8 +96,14 @@ class ZmqSocket {
 
   // False with errno (zmq_errno) set: EAGAIN queue full, EHOSTUNREACH no such peer (ROUTER).
   [[nodiscard]] bool Send(const std::vector<std::string_view>& frames);
-  // Nothing when no message waits.
-  std::optional<ZmqMessage> Receive();
+  // Nothing when no message waits. Of its frames the first `max_frames`.
+  std::optional<ZmqMessage> Receive(size_t max_frames = kMaxFrames);
+  // A frame without a copy of it. False when no message waits.
+  [[nodiscard]] bool ReceiveFrame(ZmqFrame& frame);
+  // Readable when something may have happened since Receive, ReceiveFrame or HasMessage said that
+  // no message waits. Owned by the socket.
+  int fd() const;
+  bool HasMessage() const;
 
   void* get() const { return socket_; }
 
@@ -93,6 +131,8 @@ class ZmqMonitor {
   ~ZmqMonitor();
 
   std::optional<Event> Receive();
+  // Readable when something may have happened since Receive returned nothing.
+  int fd() const;
   void* get() const { return pair_; }
 
  private:
@@ -105,4 +145,4 @@ class ZmqMonitor {
   void* pair_ = nullptr;
 };
 
-}  // namespace kvrelay::agent
+}  // namespace kvrelay::transport
