@@ -140,6 +140,11 @@ constexpr uint64_t kHash = 9;
 
 GuardExpectation Lease(Incarnation incarnation) { return {kEpoch, incarnation, kHash, 1}; }
 
+void ProgressUntilTold(BareUcx& ucx, int control_fd) {
+  char done = 0;
+  while (recv(control_fd, &done, 1, MSG_DONTWAIT) != 1) ucx.Progress();
+}
+
 int Owner(const Settings& settings, const std::string& run_dir, int control_fd, int tcp_fd) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   Process self(run_dir, settings.region_bytes(), 1, settings.rails);
@@ -187,12 +192,12 @@ int Owner(const Settings& settings, const std::string& run_dir, int control_fd, 
         self.bare_am->Send(std::as_bytes(std::span(buffer)).first(part));
         left -= part;
       }
-      self.bare_am->Wait(0);
+      // A send is done when UCX has copied it; what the socket did not take yet needs progress.
+      ProgressUntilTold(*self.bare_am, control_fd);
       continue;
     }
     if (request.kind == 'g') {
-      char done = 0;
-      while (recv(control_fd, &done, 1, MSG_DONTWAIT) != 1) self.bare_get->Progress();
+      ProgressUntilTold(*self.bare_get, control_fd);
       continue;
     }
     bool sent = false;
@@ -358,6 +363,7 @@ class Reader {
         const uint64_t until = self_.bare_am->received() + bytes;
         WriteAll(control_fd_, &request, sizeof(request));
         while (self_.bare_am->received() < until) self_.bare_am->Progress();
+        WriteAll(control_fd_, "!", 1);
         break;
       }
       case kWayCount:
