@@ -1,6 +1,7 @@
 // One owner, reached one-sided: the endpoint and the keys to its regions.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -19,6 +20,9 @@ namespace kvrelay::transport {
 // itself) -> closing -> closed; reads in flight hold it.
 class GetWay : public std::enable_shared_from_this<GetWay> {
  public:
+  // How long what is in flight may take to end by itself.
+  static constexpr Duration kDrainLimit = std::chrono::milliseconds(500);
+
   // `self`: where we are, when the lanes do not leave the host; null when they do.
   // kInvalidArgument for an address that is none, or does not fit what the handshake said of the
   // owner; kIncompatible for another release of UCX; kPeerUnreachable when it is on another host,

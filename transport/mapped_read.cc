@@ -3,6 +3,7 @@
 #include <utility>
 
 namespace kvrelay::transport {
+
 MappedRead::State MappedRead::Step(const Memory& memory, TimePoint now) {
   const auto* record =
       reinterpret_cast<const LeaseRecord*>(memory.peer[guard_.region] + guard_.offset);
