@@ -21,7 +21,7 @@ GetRead::State GetRead::Step(GetWay& way, TimePoint now, uint64_t max_bytes) {
       if (gets_.in_flight > 0) return State::kInFlight;
       return BeginPortion(way, now, max_bytes);
     case Stage::kPause:
-      if (now < poll_at_) return State::kWaiting;
+      if (now < poll_at()) return State::kWaiting;
       GetGuard(way, Stage::kBefore);
       return State::kBusy;
     case Stage::kData:
@@ -51,24 +51,21 @@ GuardWords GetRead::TakeGuard() const {
 }
 
 GetRead::State GetRead::BeginPortion(GetWay& way, TimePoint now, uint64_t max_bytes) {
-  before_ = TakeGuard();
-  Result<Portion> portion = next_(before_);
-  failure_ = portion.has_value() ? portion->plan.Validate(way.region_bytes(), local_.region_bytes)
-                                 : portion.error();
-  if (failure_.ok() &&
-      std::ranges::any_of(portion->plan.boxes, [](const CopyBox& box) { return box.casts; })) {
-    failure_ = Status(Code::kIncompatible, "a one-sided read moves bytes, it can not cast them");
+  Result<std::optional<CopyPlan>> plan =
+      portions_.Take(TakeGuard(), way.region_bytes(), local_.region_bytes, now);
+  if (!plan.has_value()) {
+    failure_ = std::move(plan).error();
+    return State::kFailed;
   }
-  if (!failure_.ok()) return State::kFailed;
-  last_ = portion->last;
-  if (portion->plan.boxes.empty() && !last_) {
-    if (!waiting_since_) waiting_since_ = now;
-    poll_at_ = now + PollPause(now - *waiting_since_);
+  if (!plan->has_value()) {
     stage_ = Stage::kPause;
     return State::kWaiting;
   }
-  waiting_since_.reset();
-  runs_.emplace(std::move(portion->plan));
+  if (std::ranges::any_of((*plan)->boxes, [](const CopyBox& box) { return box.casts; })) {
+    failure_ = Status(Code::kIncompatible, "a one-sided read moves bytes, it can not cast them");
+    return State::kFailed;
+  }
+  runs_.emplace(*std::move(*plan));
   posted_all_ = false;
   stage_ = Stage::kData;
   return PostRuns(way, max_bytes);
@@ -92,7 +89,7 @@ GetRead::State GetRead::PostRuns(GetWay& way, uint64_t max_bytes) {
   // All data is here: only now the guard may be read again.
   std::atomic_thread_fence(std::memory_order_acquire);
   runs_.reset();
-  GetGuard(way, last_ ? Stage::kAfter : Stage::kBefore);
+  GetGuard(way, portions_.last() ? Stage::kAfter : Stage::kBefore);
   return State::kBusy;
 }
 

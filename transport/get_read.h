@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "transport/get_way.h"
 #include "transport/plan_runs.h"
+#include "transport/portions.h"
 #include "transport/transport.h"
 
 namespace kvrelay::transport {
@@ -37,7 +38,7 @@ class GetRead {
 
   // `guard` lies inside its region, aligned.
   GetRead(NextPortion next, GuardRef guard, Local local)
-      : guard_(guard), next_(std::move(next)), local_(local) {}
+      : guard_(guard), portions_(std::move(next)), local_(local) {}
 
   // Posts what there is room for, of data at most `max_bytes` and one operation. kBusy: it did.
   // kInFlight: nothing to do until an operation ends, or more may be posted. kWaiting: there is
@@ -47,9 +48,9 @@ class GetRead {
   const UcxGets& gets() const { return gets_; }
   // There is data that may be read and was not posted.
   bool has_more() const { return stage_ == Stage::kData && !posted_all_; }
-  TimePoint poll_at() const { return poll_at_; }
+  TimePoint poll_at() const { return portions_.poll_at(); }
   const Status& failure() const { return failure_; }
-  const GuardWords& before() const { return before_; }
+  const GuardWords& before() const { return portions_.before(); }
   const GuardWords& after() const { return after_; }
   uint64_t bytes() const { return bytes_; }  // whose operations were posted
 
@@ -63,17 +64,13 @@ class GetRead {
   State PostRuns(GetWay& way, uint64_t max_bytes);
 
   const GuardRef guard_;
-  const NextPortion next_;
+  Portions portions_;
   const Local local_;
   Stage stage_ = Stage::kStart;
   UcxGets gets_;
   std::optional<PlanRuns> runs_;  // of the portion in work
   bool posted_all_ = false;       // of it
-  bool last_ = false;             // it is the last one
-  std::optional<TimePoint> waiting_since_;
-  TimePoint poll_at_;
   Status failure_;
-  GuardWords before_;
   GuardWords after_;
   uint64_t bytes_ = 0;
 };

@@ -12,6 +12,7 @@
 #include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
 #include "transport/plan_cursor.h"
+#include "transport/portions.h"
 #include "transport/transport.h"
 
 namespace kvrelay::transport {
@@ -31,27 +32,23 @@ class MappedRead {
   static constexpr uint64_t kStepBytes = 8 << 20;
 
   // `guard` has passed CheckGuard.
-  MappedRead(NextPortion next, GuardRef guard) : guard_(guard), next_(std::move(next)) {}
+  MappedRead(NextPortion next, GuardRef guard) : guard_(guard), portions_(std::move(next)) {}
 
   // Copies up to kStepBytes. kWaiting: there is nothing to read before poll_at(). kFailed:
   // see failure(); a portion leaves the regions (kInvalidArgument), or there is to be none.
   State Step(const Memory& memory, TimePoint now);
 
-  TimePoint poll_at() const { return poll_at_; }
+  TimePoint poll_at() const { return portions_.poll_at(); }
   const Status& failure() const { return failure_; }
-  const GuardWords& before() const { return before_; }
+  const GuardWords& before() const { return portions_.before(); }
   const GuardWords& after() const { return after_; }
   uint64_t bytes() const { return bytes_; }
 
  private:
   const GuardRef guard_;
-  const NextPortion next_;
+  Portions portions_;
   std::optional<PlanCursor> cursor_;  // of the portion in work
-  bool last_ = false;                 // it is the last one
-  std::optional<TimePoint> waiting_since_;
-  TimePoint poll_at_;
   Status failure_;
-  GuardWords before_;
   GuardWords after_;
   uint64_t bytes_ = 0;
 };
