@@ -14,8 +14,7 @@
 #include <vector>
 
 #include "tests/common/slowness.h"
-#include "tests/transport/child.h"
-#include "tests/transport/node.h"
+#include "tests/transport/owner_fixture.h"
 #include "transport/ucx_one_sided.h"
 
 namespace kvrelay::transport {
@@ -35,8 +34,9 @@ std::vector<std::string> Names() {
   return names;
 }
 
-class PromisesTest : public testing::TestWithParam<std::string> {
+class PromisesTest : public OwnerTest, public testing::WithParamInterface<std::string> {
  protected:
+  PromisesTest() : OwnerTest(GetParam(), kKvBytes) {}
   void SetUp() override {
     if (GetParam() == "ucx-get" && !FindOneSidedLanes("").has_value()) {
       GTEST_SKIP() << FindOneSidedLanes("").error().message();
@@ -45,16 +45,6 @@ class PromisesTest : public testing::TestWithParam<std::string> {
     const uint64_t seed = given != nullptr ? std::stoull(given) : std::random_device{}();
     std::cout << "KVRELAY_SEED=" << seed << "\n";
     random_.seed(seed);
-  }
-  std::unique_ptr<Child> StartOwner() {
-    auto child = std::make_unique<Child>(
-        "owner", std::vector<std::string>{GetParam(), dir_.path(), std::to_string(kKvBytes), "3"});
-    const std::string line = child->Receive();
-    EXPECT_EQ(line.substr(0, 6), "ready ");
-    spec_ = FromText(line.substr(6));
-    child->Send("start 0");
-    EXPECT_EQ(child->Receive(), "ok");
-    return child;
   }
   // Starts to move all of the owner's KV, by whatever style the transport has.
   OpId StartPull(Node& reader, PeerHandle peer, Child& owner, TimePoint deadline, Done done) {
@@ -88,14 +78,12 @@ class PromisesTest : public testing::TestWithParam<std::string> {
     EXPECT_EQ(wrong, end) << "a byte landed at " << (wrong - words) * 8;
   }
 
-  TempDir dir_;
-  PeerSpec spec_;
   std::mt19937_64 random_;
   StreamId stream_ = 0;
 };
 
 TEST_P(PromisesTest, NothingLandsAfterCancelOrDeadline) {
-  const auto owner = StartOwner();
+  const auto owner = StartOwner(3);
   Node reader(GetParam(), dir_.path(), kKvBytes);
   const auto peer = reader.Connect(spec_);
   ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
@@ -123,7 +111,7 @@ TEST_P(PromisesTest, NothingLandsAfterCancelOrDeadline) {
 TEST_P(PromisesTest, NothingLandsAfterTheOwnerDied) {
   int ended = 0;
   for (int round = 0; round < 4; ++round) {
-    const auto owner = StartOwner();
+    const auto owner = StartOwner(3);
     Node reader(GetParam(), dir_.path(), kKvBytes);
     const auto peer = reader.Connect(spec_);
     ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
@@ -140,7 +128,7 @@ TEST_P(PromisesTest, NothingLandsAfterTheOwnerDied) {
 }
 
 TEST_P(PromisesTest, NothingLandsAfterItsPeerWasDisconnected) {
-  const auto owner = StartOwner();
+  const auto owner = StartOwner(3);
   Node reader(GetParam(), dir_.path(), kKvBytes);
   for (int round = 0; round < 4; ++round) {
     const auto peer = reader.Connect(spec_);
@@ -157,7 +145,7 @@ TEST_P(PromisesTest, NothingLandsAfterItsPeerWasDisconnected) {
 // From the call to its return, whatever the size: the fastest of some calls, because others use the
 // processor, too.
 TEST_P(PromisesTest, PostingNeverCopies) {
-  const auto owner = StartOwner();
+  const auto owner = StartOwner(3);
   Node reader(GetParam(), dir_.path(), kKvBytes);
   reader.Fill(1);
   reader.StartLease(0);

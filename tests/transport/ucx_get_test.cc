@@ -5,14 +5,12 @@
 #include <csignal>
 #include <cstdlib>
 #include <ctime>
-#include <map>
 #include <optional>
 #include <string>
 #include <thread>
 
 #include "tests/common/slowness.h"
-#include "tests/transport/child.h"
-#include "tests/transport/node.h"
+#include "tests/transport/owner_fixture.h"
 #include "transport/get_address.h"
 #include "transport/ucx_one_sided.h"
 
@@ -25,53 +23,25 @@ using testing::HasSubstr;
 
 constexpr uint64_t kKvBytes = 8 << 20;
 
-// A copy of the same 4 MiB again and again, which no deadline of these tests would see the end of.
-CopyPlan Endless() {
-  CopyPlan plan = Contiguous(0, 4 << 20);
-  plan.segments.assign(1'000'000, {0, 0});
-  plan.boxes[0].num_segments = static_cast<uint32_t>(plan.segments.size());
-  return plan;
-}
-
-class UcxGetTest : public testing::Test {
+class UcxGetTest : public OwnerTest {
  protected:
+  UcxGetTest() : OwnerTest("ucx-get", kKvBytes) {}
   void SetUp() override {
     if (const auto lanes = FindOneSidedLanes(""); !lanes.has_value()) {
       GTEST_SKIP() << lanes.error().message();
     }
   }
-  static Completion Read(Node& reader, PeerHandle peer, NextPortion next, GuardRef guard,
-                         Duration timeout = seconds(20)) {
-    return reader.Await([&](Done done) {
-      return reader.transport().Read(peer, std::move(next), guard, In(timeout), std::move(done));
-    });
+  // Whether no read and no closing connection is left soon. The counters follow what the control
+  // thread is told.
+  static bool LeavesNothing(Node& reader) {
+    return reader.control().RunUntil(
+        [&] {
+          auto counters = CountersOf(reader);
+          return counters["reads"] == 0 && counters["quarantined_reads"] == 0 &&
+                 counters["closing_connections"] == 0;
+        },
+        seconds(5));
   }
-  // Starts an owner process with a lease on record 0; its spec is in `spec_`.
-  std::unique_ptr<Child> StartOwner(uint64_t seed) {
-    auto child = std::make_unique<Child>(
-        "owner",
-        std::vector<std::string>{"ucx-get", "", std::to_string(kKvBytes), std::to_string(seed)});
-    const std::string line = child->Receive();
-    EXPECT_EQ(line.substr(0, 6), "ready ");
-    spec_ = FromText(line.substr(6));
-    child->Send("start 0");
-    EXPECT_EQ(child->Receive(), "ok");
-    return child;
-  }
-  static std::string WhyNot(Node& reader, const PeerSpec& spec) {
-    const auto peer = reader.Connect(
-        spec, [] {}, seconds(5));
-    return peer.has_value() ? "connected" : peer.error().ToString();
-  }
-  static std::map<std::string, uint64_t> CountersOf(Node& node) {
-    std::map<std::string, uint64_t> counters;
-    for (const auto& [name, value] : node.transport().counters()) {
-      counters[std::string(name)] = value;
-    }
-    return counters;
-  }
-
-  PeerSpec spec_;
 };
 
 TEST_F(UcxGetTest, ReadsDataBetweenTwoReadsOfTheGuard) {
@@ -124,9 +94,7 @@ TEST_F(UcxGetTest, KilledOwnerFailsItsReadsAndIsReported) {
   EXPECT_EQ(done->status.code(), Code::kPeerUnreachable) << done->status.ToString();
   EXPECT_EQ(Read(reader, *peer, Whole(Contiguous(0, 64)), Node::guard(0)).status.code(),
             Code::kPeerUnreachable);
-  EXPECT_TRUE(reader.control().RunUntil(
-      [&] { return CountersOf(reader)["closing_connections"] == 0; }, seconds(5)));
-  EXPECT_EQ(CountersOf(reader)["quarantined_reads"], 0U);
+  EXPECT_TRUE(LeavesNothing(reader));
 }
 
 TEST_F(UcxGetTest, IdleReaderHearsOfADeath) {
@@ -286,9 +254,7 @@ TEST_F(UcxGetTest, ManyConnectionsLeaveNothingBehind) {
     ASSERT_TRUE(reader.control().RunUntil([&] { return done.has_value(); }));
     EXPECT_EQ(done->status.code(), Code::kCancelled) << done->status.ToString();
   }
-  EXPECT_TRUE(reader.control().RunUntil(
-      [&] { return CountersOf(reader)["closing_connections"] == 0; }, seconds(5)));
-  EXPECT_EQ(CountersOf(reader)["reads"], 0U);
+  EXPECT_TRUE(LeavesNothing(reader));
 }
 
 TEST_F(UcxGetTest, SleepsWhenNothingHappens) {

@@ -1,18 +1,13 @@
-// What the tests of a UCX rail share: an owner in another process, and streams from it.
+// What the tests of a UCX rail share: streams from an owner in another process.
 #pragma once
 
-#include <gtest/gtest.h>
-
+#include <chrono>
 #include <cstdint>
 #include <functional>
-#include <map>
-#include <memory>
 #include <sstream>
 #include <string>
-#include <vector>
 
-#include "tests/transport/child.h"
-#include "tests/transport/node.h"
+#include "tests/transport/owner_fixture.h"
 
 namespace kvrelay::transport {
 
@@ -23,8 +18,10 @@ inline constexpr uint64_t kKvBytes = 16 << 20;
 inline constexpr uint64_t kChunk = 256 << 10;
 inline constexpr uint32_t kAllChunks = kKvBytes / kChunk;
 
-class UcxRailTest : public testing::Test {
+class UcxRailTest : public OwnerTest {
  protected:
+  UcxRailTest() : OwnerTest("ucx-rail", kKvBytes) {}
+
   Completion Receive(Node& reader, PeerHandle peer, StreamId stream, uint32_t chunks,
                      const GuardExpectation& want, const std::function<void()>& then,
                      Duration timeout = seconds(20)) {
@@ -40,17 +37,6 @@ class UcxRailTest : public testing::Test {
       return op;
     });
   }
-  std::unique_ptr<Child> StartOwner(uint64_t seed) {
-    auto child = std::make_unique<Child>(
-        "owner",
-        std::vector<std::string>{"ucx-rail", "", std::to_string(kKvBytes), std::to_string(seed)});
-    const std::string line = child->Receive();
-    EXPECT_EQ(line.substr(0, 6), "ready ");
-    spec_ = FromText(line.substr(6));
-    child->Send("start 0");
-    EXPECT_EQ(child->Receive(), "ok");
-    return child;
-  }
   static std::string SendLine(const Node& reader, StreamId stream, uint32_t chunks,
                               int timeout_ms = 20000) {
     std::ostringstream line;
@@ -58,15 +44,6 @@ class UcxRailTest : public testing::Test {
          << " 0 " << timeout_ms;
     return line.str();
   }
-  static std::map<std::string, uint64_t> CountersOf(Node& node) {
-    std::map<std::string, uint64_t> counters;
-    for (const auto& [name, value] : node.transport().counters()) {
-      counters[std::string(name)] = value;
-    }
-    return counters;
-  }
-
-  PeerSpec spec_;
 };
 
 }  // namespace kvrelay::transport
