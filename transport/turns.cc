@@ -9,11 +9,11 @@ Turns::Place Turns::Enter(const Terms& terms) {
     return std::shared_ptr<Session>(new Session{.turn = next_turn_++}, forget);
   };
   if (terms.session == 0) return {terms.priority, begin(std::default_delete<Session>())};
-  std::weak_ptr<Session>& known = sessions_[terms.session];
+  std::weak_ptr<Session>& known = (*sessions_)[terms.session];
   std::shared_ptr<Session> session = known.lock();
   if (session == nullptr) {
-    session = begin([this, id = terms.session](Session* ended) {
-      sessions_.erase(id);
+    session = begin([sessions = std::weak_ptr(sessions_), id = terms.session](Session* ended) {
+      if (const auto left = sessions.lock()) left->erase(id);
       delete ended;
     });
     known = session;

@@ -15,7 +15,7 @@ namespace kvrelay::transport {
 // has nothing to move is passed over and keeps its turn. So two sessions that always have something
 // to move are never apart by more than a turn and a piece.
 //
-// One thread. Outlives its places.
+// One thread. Places may outlive it.
 class Turns {
  public:
   // `turn_bytes`: not less than a piece.
@@ -57,7 +57,8 @@ class Turns {
 
   const uint64_t turn_bytes_;
   uint64_t next_turn_ = 0;
-  std::unordered_map<uint64_t, std::weak_ptr<Session>> sessions_;
+  using Sessions = std::unordered_map<uint64_t, std::weak_ptr<Session>>;
+  const std::shared_ptr<Sessions> sessions_ = std::make_shared<Sessions>();
 };
 
 // Which of `ops` is next among those that `may` go: an iterator, the end when none may. Each op has
