@@ -62,8 +62,8 @@ if(KVRELAY_SANITIZE)
          "$<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize=null,alignment,object-size,vptr>")
   endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    # Instrumented code confuses the flow analysis behind this warning.
-    add_compile_options(-Wno-maybe-uninitialized)
+    # Instrumented code confuses the flow analysis behind these warnings.
+    add_compile_options(-Wno-array-bounds -Wno-maybe-uninitialized)
     if(KVRELAY_SANITIZE MATCHES "thread")
       # TSan does not model std::atomic_thread_fence; the code that uses fences says so to TSan itself.
       add_compile_options(-Wno-tsan)
