@@ -3,8 +3,10 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
+#include <span>
 #include <utility>
 
 namespace kvrelay::transport {
@@ -17,12 +19,31 @@ constexpr int kMaxSockets = 16384;
 constexpr int kNeverReconnectMs = 3600 * 1000;
 // Unacknowledged bytes on a dead network break the connection after this.
 constexpr int kTcpRetransmitMs = 10'000;
+// The kernel's question to who is silent and does not ping: after 15 s, and then twice more.
+constexpr int kKeepaliveIdleSeconds = 15;
+constexpr int kKeepaliveIntervalSeconds = 5;
+constexpr int kKeepaliveProbes = 3;
 
 int Ms(Duration d) {
   return static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(d).count());
 }
 
 std::string LastError() { return zmq_strerror(zmq_errno()); }
+
+struct Setting {
+  int name;
+  int value;
+};
+// Those of a binding or connecting count for what is bound or connected afterwards.
+Status Apply(void* socket, std::span<const Setting> settings) {
+  for (const Setting& setting : settings) {
+    if (zmq_setsockopt(socket, setting.name, &setting.value, sizeof(setting.value)) != 0) {
+      return {Code::kInternal, "ZeroMQ refuses option " + std::to_string(setting.name) + " = " +
+                                   std::to_string(setting.value) + ": " + LastError()};
+    }
+  }
+  return Status::Ok();
+}
 
 // False when no message waits.
 bool ReceiveFrom(void* socket, ZmqFrame& frame) {
@@ -58,29 +79,14 @@ Result<ZmqSocket> ZmqSocket::Create(std::shared_ptr<ZmqContext> context, int typ
   if (raw == nullptr) {
     return Error(Code::kResourceExhausted, "cannot create a ZeroMQ socket: " + LastError());
   }
-  ZmqSocket socket(std::move(context), raw);
-  struct Setting {
-    int name;
-    int value;
-  };
+  ZmqSocket socket(std::move(context), raw, options);
   std::vector<Setting> settings = {
-      {ZMQ_LINGER, Ms(options.linger)},
-      {ZMQ_SNDHWM, options.queue_messages},
-      {ZMQ_RCVHWM, options.receive_queue},
-      {ZMQ_HANDSHAKE_IVL, Ms(options.handshake)},
-      {ZMQ_CONNECT_TIMEOUT, Ms(options.handshake)},
-      {ZMQ_HEARTBEAT_IVL, Ms(options.heartbeat)},
-      {ZMQ_HEARTBEAT_TIMEOUT, Ms(options.silence)},
-      {ZMQ_RECONNECT_IVL, kNeverReconnectMs},
-      {ZMQ_TCP_MAXRT, kTcpRetransmitMs},
+      {ZMQ_LINGER, Ms(options.linger)},           {ZMQ_SNDHWM, options.queue_messages},
+      {ZMQ_HANDSHAKE_IVL, Ms(options.handshake)}, {ZMQ_CONNECT_TIMEOUT, Ms(options.handshake)},
+      {ZMQ_RECONNECT_IVL, kNeverReconnectMs},     {ZMQ_TCP_MAXRT, kTcpRetransmitMs},
   };
   if (type == ZMQ_ROUTER) settings.push_back({ZMQ_ROUTER_MANDATORY, 1});
-  for (const Setting& setting : settings) {
-    if (zmq_setsockopt(raw, setting.name, &setting.value, sizeof(setting.value)) != 0) {
-      return Error(Code::kInternal, "ZeroMQ refuses option " + std::to_string(setting.name) +
-                                        " = " + std::to_string(setting.value) + ": " + LastError());
-    }
-  }
+  KVRELAY_RETURN_IF_ERROR(Apply(raw, settings));
   if (zmq_setsockopt(raw, ZMQ_MAXMSGSIZE, &options.max_bytes, sizeof(options.max_bytes)) != 0) {
     return Error(Code::kInternal, "ZeroMQ refuses ZMQ_MAXMSGSIZE: " + LastError());
   }
@@ -88,13 +94,16 @@ Result<ZmqSocket> ZmqSocket::Create(std::shared_ptr<ZmqContext> context, int typ
 }
 
 ZmqSocket::ZmqSocket(ZmqSocket&& other) noexcept
-    : context_(std::move(other.context_)), socket_(std::exchange(other.socket_, nullptr)) {}
+    : context_(std::move(other.context_)),
+      socket_(std::exchange(other.socket_, nullptr)),
+      options_(other.options_) {}
 
 ZmqSocket& ZmqSocket::operator=(ZmqSocket&& other) noexcept {
   if (this != &other) {
     Close();
     context_ = std::move(other.context_);
     socket_ = std::exchange(other.socket_, nullptr);
+    options_ = other.options_;
   }
   return *this;
 }
@@ -134,6 +143,14 @@ Result<std::string> ZmqSocket::Bind(const std::string& endpoint) {
     const int on = 1;
     zmq_setsockopt(socket_, ZMQ_IPV6, &on, sizeof(on));
   }
+  // No pings from here: libzmq (4.3) aborts the process when one is due on a connection that is
+  // broken while TCP holds its sender back. The other side pings, and says when to give up.
+  const std::array settings = {Setting{ZMQ_RCVHWM, options_.receive_queue},
+                               Setting{ZMQ_TCP_KEEPALIVE, 1},
+                               Setting{ZMQ_TCP_KEEPALIVE_IDLE, kKeepaliveIdleSeconds},
+                               Setting{ZMQ_TCP_KEEPALIVE_INTVL, kKeepaliveIntervalSeconds},
+                               Setting{ZMQ_TCP_KEEPALIVE_CNT, kKeepaliveProbes}};
+  KVRELAY_RETURN_IF_ERROR(Apply(socket_, settings));
   if (zmq_bind(socket_, endpoint.c_str()) != 0) {
     const bool taken = zmq_errno() == EADDRINUSE;
     return Error(Code::kInvalidArgument,
@@ -153,6 +170,12 @@ Status ZmqSocket::Connect(const std::string& endpoint) {
     const int on = 1;
     zmq_setsockopt(socket_, ZMQ_IPV6, &on, sizeof(on));
   }
+  const std::array settings = {
+      Setting{ZMQ_RCVHWM, 0},  // never held back: see Bind
+      Setting{ZMQ_HEARTBEAT_IVL, Ms(options_.heartbeat)},
+      Setting{ZMQ_HEARTBEAT_TIMEOUT, Ms(options_.silence)},
+      Setting{ZMQ_HEARTBEAT_TTL, Ms(options_.heartbeat + options_.silence)}};
+  KVRELAY_RETURN_IF_ERROR(Apply(socket_, settings));
   if (zmq_connect(socket_, endpoint.c_str()) != 0) {
     return {Code::kInvalidArgument, "cannot connect to '" + endpoint + "': " + LastError()};
   }

@@ -33,15 +33,15 @@ class ZmqContext {
 };
 
 struct ZmqSocketOptions {
-  // A peer that sends nothing for `heartbeat` is pinged; one that then stays silent for `silence`
-  // (stopped, or its host gone) counts as disconnected.
+  // A connection that carries nothing for `heartbeat` is pinged by the side that dialed; after
+  // `silence` more (the other side stopped, or its host gone) each side counts it as broken.
   Duration heartbeat = Millis(1000);
   Duration silence = Millis(4000);
   Duration handshake = Millis(3000);  // a connection that is not speaking ZeroMQ by then is closed
   Duration linger{0};                 // how long closing waits for messages on their way out
   int queue_messages = 16384;         // on their way to one peer; more: sends fail at once
-  // Messages per connection that wait for us; then TCP holds the sender back. Times max_bytes: what
-  // a flood costs.
+  // Messages per connection that wait for a listener; then TCP holds the sender back. Times
+  // max_bytes: what a flood costs. The side that dialed takes all that it asked for.
   int receive_queue = 64;
   int64_t max_bytes = 8 << 20;  // of a frame; a longer one closes its connection before it is read
 };
@@ -108,12 +108,13 @@ class ZmqSocket {
   void* get() const { return socket_; }
 
  private:
-  ZmqSocket(std::shared_ptr<ZmqContext> context, void* socket)
-      : context_(std::move(context)), socket_(socket) {}
+  ZmqSocket(std::shared_ptr<ZmqContext> context, void* socket, const ZmqSocketOptions& options)
+      : context_(std::move(context)), socket_(socket), options_(options) {}
   void Close();
 
   std::shared_ptr<ZmqContext> context_;
   void* socket_ = nullptr;
+  ZmqSocketOptions options_;
 };
 
 // What happens to a socket's connections, in order. Closed before its socket.
