@@ -8,10 +8,13 @@
 #include <string>
 #include <thread>
 
+#include "tests/common/slowness.h"
+
 namespace kvrelay::transport {
 namespace {
 
-constexpr ZmqSocketOptions kQuick = {.heartbeat = Millis(20), .silence = Millis(1000)};
+constexpr ZmqSocketOptions kQuick = {.heartbeat = Millis(20),
+                                     .silence = Millis(1000) * tests::Slowness()};
 
 Result<ZmqSocket> Create(int type, const ZmqSocketOptions& options) {
   return ZmqSocket::Create(std::make_shared<ZmqContext>(), type, options);
@@ -69,14 +72,14 @@ TEST(ZmqSocket, WhoDialedAndDoesNotReadForAWhileGetsAllAfterwards) {
   ASSERT_TRUE(dialer.has_value()) << dialer.error().ToString();
   ASSERT_TRUE(dialer->Connect(*endpoint).ok());
   ASSERT_TRUE(dialer->Send({"all, please"}));
-  const TimePoint patience = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  const TimePoint patience = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   std::optional<ZmqMessage> asked;
   while (!asked && std::chrono::steady_clock::now() < patience) asked = listener->Receive();
   ASSERT_TRUE(asked.has_value());
   const std::string large(1 << 20, 'k');
   constexpr size_t kAnswers = 50;
   for (size_t i = 0; i < kAnswers; ++i) ASSERT_TRUE(listener->Send({asked->frames[0], large}));
-  std::this_thread::sleep_for(3 * kQuick.silence);
+  std::this_thread::sleep_for(kQuick.silence + kQuick.silence / 2);
   size_t got = 0;
   while (got < kAnswers && std::chrono::steady_clock::now() < patience) {
     got += ReceiveFor(*dialer, Millis(10));
