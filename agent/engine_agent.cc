@@ -33,6 +33,7 @@ std::string PortOf(const std::string& endpoint) { return endpoint.substr(endpoin
 EngineAgent::EngineAgent(EngineAgentOptions options, std::shared_ptr<BlockPool> pool)
     : options_(std::move(options)), incarnation_(RandomIncarnation()), pool_(std::move(pool)) {
   if (options_.engine.IsZero()) options_.engine = RandomId<EngineId>();
+  if (options_.caps.any()) throttle_ = std::make_shared<transport::Throttle>(options_.caps);
 }
 
 Result<std::unique_ptr<EngineAgent>> EngineAgent::Create(EngineAgentOptions options,
@@ -80,6 +81,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                                    .curve = options_.curve,
                                    .spin = options_.spin,
                                    .chunk_bytes = options_.chunk_bytes,
+                                   .throttle = throttle_,
                                    .record_slots = options_.record_slots};
     auto agent = RankAgent::Create(options, caches[rank], counters_);
     if (!agent.has_value()) return agent.error();
@@ -194,6 +196,7 @@ void EngineAgent::Describe(std::function<void(EngineSnapshot)> done) {
         all.releases_unacknowledged = claims_->unacknowledged();
         all.prefix_waiters = prefix_table_->waiting();
         all.quarantined_blocks = reader_->quarantined_blocks;
+        if (throttle_) all.throttle = throttle_->counts();
         gather->done(std::move(all));
       });
     });

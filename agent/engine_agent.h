@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,7 @@ struct EngineAgentOptions {
   std::shared_ptr<const transport::CurveIdentity> curve;  // as in RankAgentOptions
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
+  transport::Caps caps;  // of all ranks together, see transport/throttle.h
   uint32_t record_slots = 4096;
   Duration lease_ttl = Millis(30'000);
   Duration lease_cap = Millis(600'000);
@@ -51,6 +53,7 @@ struct EngineSnapshot {
   uint64_t releases_unacknowledged = 0;
   uint64_t prefix_waiters = 0;
   uint64_t quarantined_blocks = 0;
+  std::optional<transport::Throttle::Counts> throttle;  // where there are caps
 };
 
 class EngineAgent {
@@ -106,6 +109,7 @@ class EngineAgent {
   const Incarnation incarnation_;
   const std::shared_ptr<BlockPool> pool_;
   Counters counters_;
+  std::shared_ptr<transport::Throttle> throttle_;  // null without caps
   std::string endpoint_;
   std::string model_text_;  // as in PingReply
   bool draining_ = false;

@@ -72,6 +72,7 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
       .curve = options.curve,
       .spin = options.spin,
       .chunk_bytes = options.chunk_bytes,
+      .throttle = options.throttle,
       .incarnation = options.incarnation};
   for (const Region* region : cache.regions) {
     common.regions.push_back({region->data(), region->bytes(), region->export_fd()});

@@ -40,6 +40,7 @@ struct RankAgentOptions {
   std::shared_ptr<const transport::CurveIdentity> curve;
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
+  std::shared_ptr<transport::Throttle> throttle;  // as in transport::Options
   uint32_t record_slots = 4096;
 };
 

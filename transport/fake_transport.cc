@@ -16,13 +16,14 @@ void FakeFabric::Kill(const Address& address) {
 
 FakeTransport::FakeTransport(FakeFabric& fabric, Clock& clock, std::string name, Style style,
                              Address address, std::vector<LocalRegion> regions,
-                             Incarnation incarnation)
+                             Incarnation incarnation, std::shared_ptr<Throttle> throttle)
     : fabric_(fabric),
       clock_(clock),
       name_(std::move(name)),
       style_(style),
       address_(std::move(address)),
-      regions_(std::move(regions)) {
+      regions_(std::move(regions)),
+      gate_(std::move(throttle)) {
   fabric_.memory_[address_] = {regions_, incarnation, true};
   fabric_.transports_[address_] = this;
 }
@@ -69,11 +70,12 @@ void FakeTransport::OnPeerDeath(const Address& address) {
   }
 }
 
-OpId FakeTransport::Start(Op op, TimePoint deadline) {
+OpId FakeTransport::Start(Op op, const Terms& terms) {
   const OpId id = next_++;
   if (fabric_.Chance(fabric_.script.fail)) op.fail_after = fabric_.Below(32);
   op.stalled = fabric_.Chance(fabric_.script.stall);
-  op.deadline = clock_.CallAt(deadline, [this, id] {
+  op.place = turns_.Enter(terms);
+  op.deadline = clock_.CallAt(terms.deadline, [this, id] {
     End(id, {Code::kDeadlineExceeded, "the operation's deadline passed"});
   });
   ops_.emplace(id, std::move(op));
@@ -95,14 +97,14 @@ OpId FakeTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Term
   op.done = std::move(done);
   const auto it = peers_.find(peer);
   if (it == peers_.end()) {
-    const OpId id = Start(std::move(op), terms.deadline);
+    const OpId id = Start(std::move(op), terms);
     End(id, {Code::kPeerUnreachable, "no such peer"});
     return id;
   }
   const std::vector<LocalRegion>& regions = fabric_.memory_.at(it->second.address).regions;
   op.record = reinterpret_cast<const LeaseRecord*>(regions.at(guard.region).data + guard.offset);
   op.from = &regions;
-  const OpId id = Start(std::move(op), terms.deadline);
+  const OpId id = Start(std::move(op), terms);
   Later(fabric_.script.pause, id, &FakeTransport::StepRead);
   return id;
 }
@@ -128,17 +130,36 @@ void FakeTransport::StepRead(OpId id) {
 
 bool FakeTransport::MoveSome(OpId id, Op& op) {
   if (op.stalled && !op.ending) return false;  // until End
-  for (uint64_t n = 1 + fabric_.Below(fabric_.script.words_per_step); n > 0 && !op.words.empty();
-       --n) {
-    if (op.fail_after-- == 0) {
-      End(id, {Code::kPeerUnreachable, "the link broke"});
-      return false;
-    }
+  uint64_t n = 1 + fabric_.Below(fabric_.script.words_per_step);
+  const uint64_t piece = n * sizeof(uint64_t);
+  const bool gated = op.kind != Op::Kind::kReceive;  // its owner has counted them
+  if (gated && !MayMove(op, piece)) return true;
+  uint64_t moved = 0;
+  bool broken = false;
+  for (; n > 0 && !op.words.empty() && !broken; --n) {
+    broken = op.fail_after-- == 0;
+    if (broken) break;
     const Word word = op.words.back();
     op.words.pop_back();
     *word.to = *word.from;
+    moved += sizeof(uint64_t);
   }
-  return true;
+  if (gated) {
+    gate_.End(piece, moved);
+    turns_.Moved(op.place, moved);
+  }
+  if (broken) End(id, {Code::kPeerUnreachable, "the link broke"});
+  return !broken;
+}
+
+bool FakeTransport::MayMove(const Op& op, uint64_t bytes) {
+  if (fabric_.script.in_turn) {
+    for (const auto& [id, other] : ops_) {
+      const bool can = other.kind != Op::Kind::kReceive && !other.words.empty() && !other.stalled;
+      if (can && other.place.Before(op.place)) return false;
+    }
+  }
+  return gate_.Begin(op.place.priority(), bytes, clock_.Now());
 }
 
 std::vector<FakeTransport::Word> FakeTransport::Words(const CopyPlan& plan,
@@ -170,7 +191,7 @@ OpId FakeTransport::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan
   op.left.resize(op.plan.chunks);
   std::iota(op.left.begin(), op.left.end(), 0U);
   op.reader = reader.address;
-  const OpId id = Start(std::move(op), terms.deadline);
+  const OpId id = Start(std::move(op), terms);
   Later(fabric_.script.pause, id, &FakeTransport::BeginChunk);
   return id;
 }
@@ -220,7 +241,7 @@ OpId FakeTransport::StartPackedReceive(PeerHandle peer, StreamId stream, StreamP
   op.want = want;
   op.stream = stream;
   op.plan = std::move(plan);
-  const OpId id = Start(std::move(op), terms.deadline);
+  const OpId id = Start(std::move(op), terms);
   receives_[stream] = id;
   if (!peers_.contains(peer)) End(id, {Code::kPeerUnreachable, "no such peer"});
   return id;

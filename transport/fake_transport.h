@@ -17,6 +17,7 @@
 
 #include "base/clock.h"
 #include "transport/transport.h"
+#include "transport/turns.h"
 
 namespace kvrelay::transport {
 
@@ -26,11 +27,12 @@ class FakeTransport;
 class FakeFabric {
  public:
   struct Script {
-    double refuse_connect = 0;    // Connect fails
-    double fail = 0;              // an operation fails at a random word
-    double stall = 0;             // an operation stops moving until its deadline or Cancel
-    double lose_chunk = 0;        // a packed chunk never arrives
-    uint32_t words_per_step = 4;  // at most, between two pauses
+    double refuse_connect = 0;  // Connect fails
+    double fail = 0;            // an operation fails at a random word
+    double stall = 0;           // an operation stops moving until its deadline or Cancel
+    double lose_chunk = 0;      // a packed chunk never arrives
+    bool in_turn = false;  // a process's reads and sends move as on one thread, a step at a time
+    uint32_t words_per_step = 4;                      // at most, between two pauses
     Duration pause = std::chrono::microseconds(200);  // at most
     Duration cancel_delay =
         std::chrono::microseconds(500);   // at most, from Cancel to its completion
@@ -67,7 +69,8 @@ class FakeTransport final : public Transport {
   // Reachable at `address` from now on. `clock` is the process's: after its death no timer of it
   // runs any more.
   FakeTransport(FakeFabric& fabric, Clock& clock, std::string name, Style style, Address address,
-                std::vector<LocalRegion> regions, Incarnation incarnation);
+                std::vector<LocalRegion> regions, Incarnation incarnation,
+                std::shared_ptr<Throttle> throttle = nullptr);
   ~FakeTransport() override;
 
   std::string_view name() const override { return name_; }
@@ -82,6 +85,8 @@ class FakeTransport final : public Transport {
   OpId StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan plan, const LeaseRecord* record,
                        GuardExpectation want, Terms terms, Done done) override;
   void Cancel(OpId op) override;
+
+  static constexpr uint64_t kTurnBytes = 64;
 
   size_t operations() const { return ops_.size(); }
 
@@ -104,6 +109,7 @@ class FakeTransport final : public Transport {
   struct Op {
     enum class Kind : uint8_t { kRead, kReceive, kSend } kind = Kind::kRead;
     PeerHandle peer = 0;
+    Turns::Place place;
     Done done;
     Clock::TimerId deadline = 0;
     Completion completion;
@@ -127,13 +133,15 @@ class FakeTransport final : public Transport {
     bool unpacking = false;
   };
 
-  OpId Start(Op op, TimePoint deadline);
+  OpId Start(Op op, const Terms& terms);
   void Later(Duration most, OpId id, void (FakeTransport::*step)(OpId));
   void StepRead(OpId id);
   void StepPack(OpId id);
   void BeginChunk(OpId id);
   void StepUnpack(OpId id);
   void Arrive(StreamId stream, Chunk chunk);
+  // Whether it is the operation's turn to move up to `bytes`.
+  bool MayMove(const Op& op, uint64_t bytes);
   // False when the operation stalls or failed instead.
   bool MoveSome(OpId id, Op& op);
   void End(OpId id, Status status);
@@ -149,6 +157,8 @@ class FakeTransport final : public Transport {
   const Address address_;
   const std::vector<LocalRegion> regions_;
   uint64_t next_ = 1;
+  Turns turns_{kTurnBytes};
+  Gate gate_;
   std::map<PeerHandle, Peer> peers_;
   std::map<OpId, Op> ops_;
   std::map<StreamId, OpId> receives_;

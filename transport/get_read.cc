@@ -75,7 +75,7 @@ GetRead::State GetRead::PostRuns(GetWay& way, uint64_t max_bytes) {
   uint64_t posted = 0;
   while (!posted_all_ && posted < max_bytes && gets_.in_flight < kWindow &&
          gets_.failure == UCS_OK) {
-    const auto run = runs_->Next(kMaxGetBytes);
+    const auto run = runs_->Next(std::min(kMaxGetBytes, max_bytes - posted));
     if (!run.has_value()) {
       posted_all_ = true;
       break;

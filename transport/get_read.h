@@ -40,7 +40,7 @@ class GetRead {
   GetRead(NextPortion next, GuardRef guard, Local local)
       : guard_(guard), portions_(std::move(next)), local_(local) {}
 
-  // Posts what there is room for, of data at most `max_bytes` and one operation. kBusy: it did.
+  // Posts what there is room for, of data at most `max_bytes`. kBusy: it did.
   // kInFlight: nothing to do until an operation ends, or more may be posted. kWaiting: there is
   // nothing to read before poll_at(). kFailed: see failure(); operations may still be in flight.
   State Step(GetWay& way, TimePoint now, uint64_t max_bytes);

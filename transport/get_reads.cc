@@ -14,8 +14,12 @@ constexpr uint64_t kTurnBytes = 4 << 20;
 
 GetReads::GetReads(std::span<const LocalRegion> regions,
                    std::span<const std::unique_ptr<UcxMemory>> memory, GuardPads& pads,
-                   const ControlSide& control)
-    : memory_(memory), pads_(pads), control_(control), turns_(kTurnBytes) {
+                   const ControlSide& control, std::shared_ptr<Throttle> throttle)
+    : memory_(memory),
+      pads_(pads),
+      control_(control),
+      gate_(std::move(throttle)),
+      turns_(gate_.PieceBytes(kTurnBytes)) {
   for (const LocalRegion& region : regions) {
     local_bases_.push_back(region.data);
     local_bytes_.push_back(region.bytes);
@@ -59,14 +63,21 @@ bool GetReads::Step(TimePoint now) {
   // something more urgent is left to post.
   Priority urgent = Priority::kPrefetch;
   uint64_t room = kTurnBytes;
+  // What has ended makes room for whose turn it is, not for its own read's next piece.
+  for (Op& op : reads_) {
+    if (op.read.gets().in_flight == 0) Discharge(op);
+  }
   reads_.sort([](const Op& a, const Op& b) { return a.place.Before(b.place); });
   for (auto it = reads_.begin(); it != reads_.end();) {
     const auto op = it++;
     if (!op->ended.ok() || !op->way->failure().ok() || op->read.poll_at() > now) continue;
     const uint64_t before = op->read.bytes();
-    const GetRead::State state =
-        op->read.Step(*op->way, now, op->place.priority() < urgent ? 0 : room);
+    uint64_t piece = op->place.priority() < urgent ? 0 : gate_.PieceBytes(room);
+    if (piece > 0 && !gate_.Begin(op->place.priority(), piece, now)) piece = 0;
+    const GetRead::State state = op->read.Step(*op->way, now, piece);
     const uint64_t posted = op->read.bytes() - before;
+    if (piece > 0) gate_.End(piece - posted, 0);
+    op->charged += posted;
     room -= std::min(room, posted);
     turns_.Moved(op->place, posted);
     if (op->read.has_more()) urgent = op->place.priority();
@@ -94,7 +105,7 @@ bool GetReads::Step(TimePoint now) {
 }
 
 TimePoint GetReads::Expire(TimePoint now) {
-  TimePoint next = TimePoint::max();
+  TimePoint next = gate_.retry_at(now);
   for (auto it = reads_.begin(); it != reads_.end();) {
     GetWay& way = *it->way;
     if (!way.failure().ok()) {
@@ -156,6 +167,7 @@ void GetReads::End(Op& op, Status status, TimePoint now) {
 }
 
 GetReads::Ops::iterator GetReads::Complete(Ops::iterator it, Status status) {
+  Discharge(*it);
   pads_.Give(it->pad);
   control_.Deliver(std::move(it->done), {.status = std::move(status),
                                          .before = it->read.before(),

@@ -47,7 +47,7 @@ class GetReads {
 
   // `memory`: the registrations of `regions`. One pad per read is taken from `pads`.
   GetReads(std::span<const LocalRegion> regions, std::span<const std::unique_ptr<UcxMemory>> memory,
-           GuardPads& pads, const ControlSide& control);
+           GuardPads& pads, const ControlSide& control, std::shared_ptr<Throttle> throttle);
 
   // Fails at once with kInvalidArgument (a guard that is no record of the peer) or kOverloaded.
   void Start(Order order);
@@ -72,12 +72,18 @@ class GetReads {
     std::shared_ptr<GetWay> way;
     std::byte* pad = nullptr;
     GetRead read;
+    uint64_t charged = 0;       // bytes that the gate counts as in flight
     Status ended = {};          // not ok: in quarantine, completes with it
     TimePoint drained_by = {};  // else the way is ended
   };
   using Ops = std::list<Op>;
 
   static void End(Op& op, Status status, TimePoint now);
+  // What was posted counts as in flight until nothing of the read is.
+  void Discharge(Op& op) {
+    const uint64_t bytes = std::exchange(op.charged, 0);
+    gate_.End(bytes, bytes);
+  }
   Ops::iterator Complete(Ops::iterator it, Status status);
 
   std::vector<std::byte*> local_bases_;
@@ -85,6 +91,7 @@ class GetReads {
   const std::span<const std::unique_ptr<UcxMemory>> memory_;
   GuardPads& pads_;
   const ControlSide& control_;
+  Gate gate_;
   Turns turns_;
   Ops reads_;
 };

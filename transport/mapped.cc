@@ -73,7 +73,11 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   };
 
   explicit MappedTransport(Options options)
-      : options_(std::move(options)), control_(options_.executor) {
+      : options_(std::move(options)),
+        control_(options_.executor),
+        gate_(options_.throttle),
+        piece_bytes_(gate_.PieceBytes(MappedRead::kStepBytes)),
+        turns_(piece_bytes_) {
     for (const LocalRegion& region : options_.regions) {
       local_bases_.push_back(region.data);
       local_bytes_.push_back(region.bytes);
@@ -87,7 +91,7 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory);
   void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, const Terms& terms,
                  Done done);
-  // Does a step of the read whose turn it is; false when none has anything to do.
+  // Does a step of the read whose turn it is; false when none has anything to do, or may.
   bool StepRead(TimePoint now);
   // While nobody reads: maps some more of a new peer's pages. False when nothing is left.
   bool PopulatePeer();
@@ -104,6 +108,8 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
 
   const Options options_;
   ControlSide control_;
+  Gate gate_;  // bounded() by any thread, else the transfer thread's
+  const uint64_t piece_bytes_;
   std::vector<std::byte*> local_bases_;
   std::vector<uint64_t> local_bytes_;
   HostIdentity self_;
@@ -117,7 +123,7 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   // Transfer thread.
   std::unique_ptr<MappedListener> listener_;
   std::map<PeerHandle, Peer> peers_;
-  Turns turns_{MappedRead::kStepBytes};
+  Turns turns_;
   std::list<ReadOp> reads_;
 
   std::unique_ptr<TransferThread> thread_;
@@ -188,7 +194,7 @@ OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Te
 
 std::optional<Completion> MappedTransport::ReadNow(PeerHandle peer, const CopyPlan& plan,
                                                    const GuardRef& guard) {
-  if (plan.src_bytes() > kSmallRead) return std::nullopt;
+  if (plan.src_bytes() > kSmallRead || gate_.bounded()) return std::nullopt;
   std::shared_ptr<const MappedMemory> memory;
   {
     const std::shared_lock lock(near_mutex_);
@@ -226,7 +232,7 @@ TimePoint MappedTransport::Work(TimePoint now) {
   TimePoint next = listener_->Expire(now);
   next = std::min(next, ExpirePeers(now));
   const bool busy = StepRead(now) || PopulatePeer();
-  next = std::min(next, ExpireReads(now));
+  next = std::min({next, ExpireReads(now), gate_.retry_at(now)});
   return busy ? kBusy : next;
 }
 
@@ -300,10 +306,14 @@ bool MappedTransport::StepRead(TimePoint now) {
   const auto may = [&](const ReadOp& op) { return op.read.poll_at() <= now; };
   for (auto it = NextInTurn(reads_, may); it != reads_.end(); it = NextInTurn(reads_, may)) {
     const MappedPeer& way = *peers_.at(it->peer).way;
+    if (!gate_.Begin(it->place.priority(), piece_bytes_, now)) return false;
     const uint64_t before = it->read.bytes();
-    const MappedRead::State state = it->read.Step(
-        {way.memory()->bases, way.spec().region_bytes, local_bases_, local_bytes_}, now);
-    turns_.Moved(it->place, it->read.bytes() - before);
+    const MappedRead::State state =
+        it->read.Step({way.memory()->bases, way.spec().region_bytes, local_bases_, local_bytes_},
+                      now, piece_bytes_);
+    const uint64_t moved = it->read.bytes() - before;
+    gate_.End(piece_bytes_, moved);
+    turns_.Moved(it->place, moved);
     if (state == MappedRead::State::kWaiting) continue;
     if (state == MappedRead::State::kBusy) return true;
     ReadOp ended = std::move(*it);
@@ -325,7 +335,8 @@ TimePoint MappedTransport::ExpireReads(TimePoint now) {
   for (auto it = reads_.begin(); it != reads_.end();) {
     const auto current = it++;
     if (current->deadline > now) {
-      next = std::min({next, current->deadline, current->read.poll_at()});
+      next = std::min(next, current->deadline);
+      if (current->read.poll_at() > now) next = std::min(next, current->read.poll_at());
       continue;
     }
     ReadOp late = std::move(*current);

@@ -4,7 +4,7 @@
 
 namespace kvrelay::transport {
 
-MappedRead::State MappedRead::Step(const Memory& memory, TimePoint now) {
+MappedRead::State MappedRead::Step(const Memory& memory, TimePoint now, uint64_t max_bytes) {
   const auto* record =
       reinterpret_cast<const LeaseRecord*>(memory.peer[guard_.region] + guard_.offset);
   if (!cursor_) {
@@ -17,7 +17,7 @@ MappedRead::State MappedRead::Step(const Memory& memory, TimePoint now) {
     if (!plan->has_value()) return State::kWaiting;
     cursor_.emplace(*std::move(*plan));
   }
-  if (!cursor_->done()) bytes_ += cursor_->Step(kStepBytes, memory.peer, memory.local);
+  if (!cursor_->done()) bytes_ += cursor_->Step(max_bytes, memory.peer, memory.local);
   if (!cursor_->done()) return State::kBusy;
   cursor_.reset();
   if (!portions_.last()) return State::kBusy;

@@ -28,15 +28,16 @@ class MappedRead {
     std::span<const uint64_t> local_bytes;
   };
   enum class State : uint8_t { kBusy, kWaiting, kDone, kFailed };
-  // Of a step, at most: about a millisecond on one core at 4 KiB blocks.
+  // What takes about a millisecond on one core at 4 KiB blocks.
   static constexpr uint64_t kStepBytes = 8 << 20;
 
   // `guard` has passed CheckGuard.
   MappedRead(NextPortion next, GuardRef guard) : guard_(guard), portions_(std::move(next)) {}
 
-  // Copies up to kStepBytes. kWaiting: there is nothing to read before poll_at(). kFailed:
-  // see failure(); a portion leaves the regions (kInvalidArgument), or there is to be none.
-  State Step(const Memory& memory, TimePoint now);
+  // Copies up to `max_bytes`, but at least one run or a piece of a long one. kWaiting: there is
+  // nothing to read before poll_at(). kFailed: see failure(); a portion leaves the regions
+  // (kInvalidArgument), or there is to be none.
+  State Step(const Memory& memory, TimePoint now, uint64_t max_bytes);
 
   TimePoint poll_at() const { return portions_.poll_at(); }
   const Status& failure() const { return failure_; }

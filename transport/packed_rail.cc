@@ -153,7 +153,7 @@ Result<std::unique_ptr<Transport>> PackedRail::Create(Options options,
   };
   transport->lanes_ = std::make_unique<PackedLanes>(packed);
   transport->sender_ = std::make_unique<PackedSender>(own.regions, own.incarnation, std::move(ring),
-                                                      *transport->lanes_, deliver);
+                                                      *transport->lanes_, own.throttle, deliver);
   transport->receiver_ = std::make_unique<PackedReceiver>(own.regions, deliver);
   transport->thread_->Start(*transport);
   return transport;
@@ -254,8 +254,8 @@ Counters PackedRail::counters() const {
 TimePoint PackedRail::Work(TimePoint now) {
   bool busy = carrier_->Progress();
   AnswerPings(now);
-  busy |= sender_->Pump(now);
   lanes_->Reap();
+  busy |= sender_->Pump(now);
   TimePoint next = receiver_->Expire(now);
   next = std::min(next, sender_->Expire(now));
   next = std::min(next, ExpirePeers(now));

@@ -20,12 +20,14 @@ constexpr uint64_t kPumpBytes = 1 << 20;
 }  // namespace
 
 PackedSender::PackedSender(std::span<const LocalRegion> regions, Incarnation incarnation,
-                           std::unique_ptr<SlotRing> ring, PackedLanes& lanes, Deliver deliver)
+                           std::unique_ptr<SlotRing> ring, PackedLanes& lanes,
+                           std::shared_ptr<Throttle> throttle, Deliver deliver)
     : deliver_(std::move(deliver)),
       incarnation_(incarnation),
       ring_(std::move(ring)),
       lanes_(lanes),
-      turns_(ring_->slot_bytes()) {
+      turns_(ring_->slot_bytes()),
+      gate_(std::move(throttle)) {
   for (const LocalRegion& region : regions) {
     local_bases_.push_back(region.data);
     local_bytes_.push_back(region.bytes);
@@ -76,7 +78,9 @@ bool PackedSender::Pump(TimePoint now) {
   for (uint64_t bytes = 0; bytes < kPumpBytes && ring_->free() > 0;) {
     const auto next = NextInTurn(streams_, may);
     if (next == streams_.end()) break;
-    if (!SendNext(std::shared_ptr(*next), now)) continue;
+    const Next did = SendNext(std::shared_ptr(*next), now);
+    if (did == Next::kMustWait) break;  // nobody overtakes it
+    if (did == Next::kNotComputed) continue;
     any = true;
     bytes += ring_->slot_bytes();
   }
@@ -89,25 +93,29 @@ bool PackedSender::MaySend(const Stream& stream, TimePoint now) const {
          out.lane->in_flight() < kLaneWindow && out.done;
 }
 
-bool PackedSender::SendNext(const std::shared_ptr<Stream>& stream, TimePoint now) {
+PackedSender::Next PackedSender::SendNext(const std::shared_ptr<Stream>& stream, TimePoint now) {
   const auto ready = FindReady(*stream, now);
   if (!ready.has_value()) {
     Stop(stream, ready.error(), now);
-    return true;
+    return Next::kDid;
   }
-  if (!ready->has_value()) return false;
+  if (!ready->has_value()) return Next::kNotComputed;
+  const uint64_t piece = stream->out.plan.max_chunk_bytes;
+  if (!gate_.Begin(stream->place.priority(), piece, now)) return Next::kMustWait;
   const auto chunk = stream->left.begin() + static_cast<ptrdiff_t>(**ready);
   Slot* slot = ring_->Take();
   if (Status status = Pack(*stream, *chunk, *slot); !status.ok()) {
     ring_->Give(slot);
+    gate_.End(piece, 0);
     Stop(stream, std::move(status), now);
-    return true;
+    return Next::kDid;
   }
+  gate_.End(piece - slot->header.bytes, 0);
   turns_.Moved(stream->place, slot->header.bytes);
   stream->left.erase(chunk);
   ++stream->sent;
   Submit(stream, slot, now);
-  return true;
+  return Next::kDid;
 }
 
 Result<std::optional<size_t>> PackedSender::FindReady(Stream& stream, TimePoint now) {
@@ -165,6 +173,7 @@ void PackedSender::Submit(const std::shared_ptr<Stream>& stream, Slot* slot, Tim
   ++stream->in_flight;
   stream->out.lane->SendSlot(slot, *ring_, now,
                              [this, stream, bytes = header.bytes](Status status) {
+                               gate_.End(bytes, bytes);
                                --stream->in_flight;
                                stream->completion.bytes += bytes;
                                if (!stream->out.done) return;  // completed already
@@ -201,7 +210,7 @@ void PackedSender::Complete(const std::shared_ptr<Stream>& stream, Status status
 }
 
 TimePoint PackedSender::Expire(TimePoint now) {
-  TimePoint next = TimePoint::max();
+  TimePoint next = gate_.retry_at(now);
   std::vector<std::shared_ptr<Stream>> ended;
   for (const auto& stream : streams_) {
     if (stream->failed || !stream->out.lane->usable() || stream->out.terms.deadline <= now) {

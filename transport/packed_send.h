@@ -37,7 +37,8 @@ class PackedSender {
   };
 
   PackedSender(std::span<const LocalRegion> regions, Incarnation incarnation,
-               std::unique_ptr<SlotRing> ring, PackedLanes& lanes, Deliver deliver);
+               std::unique_ptr<SlotRing> ring, PackedLanes& lanes,
+               std::shared_ptr<Throttle> throttle, Deliver deliver);
 
   // Fails at once with kInvalidArgument (no chunks, or too large ones) or kOverloaded.
   void Start(Outgoing outgoing);
@@ -70,13 +71,14 @@ class PackedSender {
 
   // Whether a chunk of it could be sent, if one is computed.
   bool MaySend(const Stream& stream, TimePoint now) const;
-  // False when none is computed.
-  bool SendNext(const std::shared_ptr<Stream>& stream, TimePoint now);
+  enum class Next : uint8_t { kDid, kNotComputed, kMustWait };
+  Next SendNext(const std::shared_ptr<Stream>& stream, TimePoint now);
   // The first chunk left whose KV is computed, as an index into `left`; nullopt: none is.
   // kStaleRead when the lease has ended.
   Result<std::optional<size_t>> FindReady(Stream& stream, TimePoint now);
   // Reads the guard, packs the chunk into the slot, reads the guard again.
   Status Pack(Stream& stream, uint32_t chunk, Slot& slot);
+  // The gate has let its bytes begin.
   void Submit(const std::shared_ptr<Stream>& stream, Slot* slot, TimePoint now);
   // Tells the reader, if there is room to, and completes.
   void Stop(const std::shared_ptr<Stream>& stream, Status status, TimePoint now);
@@ -89,6 +91,7 @@ class PackedSender {
   const std::unique_ptr<SlotRing> ring_;
   PackedLanes& lanes_;
   Turns turns_;
+  Gate gate_;
   Streams streams_;
 };
 

@@ -33,6 +33,7 @@
 #include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
 #include "transport/curve.h"
+#include "transport/throttle.h"
 
 namespace kvrelay::transport {
 
@@ -180,7 +181,8 @@ class Transport {
 
   // kOneSided. The same of a small plan, done on the calling thread when it returns: any thread, at
   // once, without the hops to the transport's thread and back. Nothing when this transport cannot,
-  // the plan reads more than kSmallRead, or the peer is not connected (any more): use Read.
+  // what moves is bounded, the plan reads more than kSmallRead, or the peer is not connected (any
+  // more): use Read.
   virtual std::optional<Completion> ReadNow(PeerHandle, const CopyPlan&, const GuardRef&) {
     return std::nullopt;
   }
@@ -224,7 +226,8 @@ struct Options {
   // Connections and threads that a packed stream is dealt over, see striped.h; 0: by the number of
   // processors.
   uint32_t rails = 0;
-  Incarnation incarnation = 0;  // of this process
+  std::shared_ptr<Throttle> throttle;  // of what this process moves; null: nothing is bounded
+  Incarnation incarnation = 0;         // of this process
 };
 
 // Each refuses with a reason when this host cannot do it.

@@ -150,7 +150,8 @@ Status UcxGet::Open() {
   }
   address_ = address.Encode();
   peers_ = std::make_unique<GetPeers>(*worker_, lanes_, self_, *pads_, control_);
-  reads_ = std::make_unique<GetReads>(options_.regions, memory_, *pads_, control_);
+  reads_ =
+      std::make_unique<GetReads>(options_.regions, memory_, *pads_, control_, options_.throttle);
   KVRELAY_ASSIGN_OR_RETURN(event_fd_, worker_->EventFd());
   return thread_->loop().Watch(event_fd_, EPOLLIN, [](uint32_t) {});
 }

@@ -126,6 +126,13 @@ void AddCounters(Description& d, engine::Engine& engine, agent::EngineAgent& age
   d.counters["kvrelay_queue_depth"] = engine.counts().queued;
 }
 
+void AddThrottle(Description& d, const transport::Throttle::Counts& counts) {
+  d.counters["kvrelay_capped_inflight_bytes"] = static_cast<double>(counts.inflight_bytes);
+  d.counters["kvrelay_capped_bytes_total"] = static_cast<double>(counts.moved_bytes);
+  d.counters["kvrelay_capped_waits_total"] = static_cast<double>(counts.waits);
+  d.counters["kvrelay_capped_wait_seconds_total"] = ToMillis(counts.waited) / 1000;
+}
+
 }  // namespace
 
 std::string ModelName(const std::string& model_dir) {
@@ -168,6 +175,7 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
               .free = engine.pool()->free_blocks(),
               .quarantine = snapshot.quarantined_blocks};
   AddCounters(d, engine, agent);
+  if (snapshot.throttle) AddThrottle(d, *snapshot.throttle);
   AddLeases(d, snapshot);
   AddPrefixes(d, engine);
   for (const auto& worker : snapshot.prefills) {

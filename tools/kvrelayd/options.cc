@@ -73,6 +73,13 @@ void DaemonOptions::Declare(FlagSet& flags) {
                "lets UCX, whose ports are not authenticated, listen off loopback");
   flags.Text("run_dir", &run_dir, "DIR",
              "folder (mode 0700) of the sockets by which daemons of one host share memory");
+  flags.Whole(
+      "max_bytes_per_s", &max_bytes_per_s, 0, UINT64_MAX,
+      "caches' bytes that this daemon moves in a second, over all ranks: those it reads from "
+      "memory that it sees, and those it sends; 0: as fast as it goes");
+  flags.Whole("max_inflight_bytes", &max_inflight_bytes, 0, UINT64_MAX,
+              "of those, bytes on their way at one time, a larger message alone; 0: as many as it "
+              "likes");
   flags.Whole("spin_us", &spin_us, 0, 1'000'000, "microseconds a thread spins before it sleeps");
   flags.Section("Process");
   flags.Whole("drain_timeout_ms", &drain_timeout_ms, 0, proto::kMaxDurationMs,
