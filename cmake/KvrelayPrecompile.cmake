@@ -1,5 +1,6 @@
-# kvrelay_precompile(<target> [<header>...]): what nearly every source of the target includes, and these headers of other
-# libraries (written without brackets), are parsed once for all its sources. Sources include what they use all the same.
+# kvrelay_precompile(<target> <kind>): what nearly every source of such targets includes is parsed once, for all targets of
+# the kind: library, program, test, story (a test with JSON). Sources include what they use all the same. Targets of a kind
+# are compiled alike: a compiler refuses what was precompiled without optimisation where it optimises, and the reverse.
 #
 # For builds from nothing. A compiler cache does better without.
 
@@ -10,12 +11,23 @@ else()
 endif()
 option(KVRELAY_PRECOMPILE "Precompile headers" ${KVRELAY_PRECOMPILE_DEFAULT})
 
-function(kvrelay_precompile target)
+set(KVRELAY_PRECOMPILED_library algorithm chrono functional map memory optional span string thread unordered_map vector
+                                tl/expected.hpp)
+set(KVRELAY_PRECOMPILED_program ${KVRELAY_PRECOMPILED_library} nlohmann/json.hpp)
+set(KVRELAY_PRECOMPILED_test ${KVRELAY_PRECOMPILED_library} gmock/gmock.h gtest/gtest.h)
+set(KVRELAY_PRECOMPILED_story ${KVRELAY_PRECOMPILED_test} nlohmann/json.hpp)
+
+function(kvrelay_precompile target kind)
   if(NOT KVRELAY_PRECOMPILE)
     return()
   endif()
-  foreach(header IN ITEMS algorithm chrono functional map memory optional span string thread unordered_map vector
-                          tl/expected.hpp LISTS ARGN)
+  get_property(first GLOBAL PROPERTY KVRELAY_FIRST_${kind})
+  if(first)
+    target_precompile_headers(${target} REUSE_FROM ${first})
+    return()
+  endif()
+  set_property(GLOBAL PROPERTY KVRELAY_FIRST_${kind} ${target})
+  foreach(header IN LISTS KVRELAY_PRECOMPILED_${kind})
     target_precompile_headers(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:<${header}$<ANGLE-R>>")
   endforeach()
 endfunction()

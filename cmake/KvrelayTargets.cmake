@@ -1,8 +1,9 @@
-# kvrelay_library(<name> SOURCES <glob>... [EXCLUDE <glob>...] [DEPS kvrelay::x...] [LIBS <lib>...] [PRECOMPILE <header>...])
+# kvrelay_library(<name> SOURCES <glob>... [EXCLUDE <glob>...] [DEPS kvrelay::x...] [LIBS <lib>...]
+#                 [PRECOMPILE <kind>])
 #   Static library kvrelay_<name> with alias kvrelay::<name> from the globs of the current folder. A folder that has no
 #   sources yet becomes an INTERFACE target, so that it can be linked before it is written.
 # kvrelay_test(<folder> [LABEL <label>] [TIMEOUT <seconds>] [LIBS <lib>...] [DEFINITIONS <definition>...]
-#              [PROPERTIES <property>...] [PRECOMPILE <header>...])
+#              [PROPERTIES <property>...] [PRECOMPILE <kind>])
 #   One gtest binary <folder>_test from tests/<folder>/*.cc; nothing when that folder is empty. Suites named Full* get
 #   the label "full" instead of <label> (default: unit), and run only in scripts/test --full.
 
@@ -36,7 +37,10 @@ function(kvrelay_check_arrows folder)
 endfunction()
 
 function(kvrelay_library name)
-  cmake_parse_arguments(arg "" "" "SOURCES;EXCLUDE;DEPS;LIBS;PRECOMPILE" ${ARGN})
+  cmake_parse_arguments(arg "" "PRECOMPILE" "SOURCES;EXCLUDE;DEPS;LIBS" ${ARGN})
+  if(NOT arg_PRECOMPILE)
+    set(arg_PRECOMPILE library)
+  endif()
   get_filename_component(folder "${CMAKE_CURRENT_SOURCE_DIR}" NAME)
   if(folder STREQUAL "common")
     set(folder tools)
@@ -80,9 +84,12 @@ function(kvrelay_discover target label)
 endfunction()
 
 function(kvrelay_test folder)
-  cmake_parse_arguments(arg "" "LABEL;TIMEOUT" "LIBS;DEFINITIONS;PROPERTIES;PRECOMPILE" ${ARGN})
+  cmake_parse_arguments(arg "" "LABEL;TIMEOUT;PRECOMPILE" "LIBS;DEFINITIONS;PROPERTIES" ${ARGN})
   if(NOT arg_LABEL)
     set(arg_LABEL unit)
+  endif()
+  if(NOT arg_PRECOMPILE)
+    set(arg_PRECOMPILE test)
   endif()
   kvrelay_glob(sources SOURCES "${PROJECT_SOURCE_DIR}/tests/${folder}/*.cc")
   if(NOT sources)
@@ -92,6 +99,6 @@ function(kvrelay_test folder)
   add_executable(${target} ${sources})
   target_link_libraries(${target} PRIVATE ${arg_LIBS} GTest::gmock GTest::gtest_main)
   target_compile_definitions(${target} PRIVATE ${arg_DEFINITIONS})
-  kvrelay_precompile(${target} gtest/gtest.h ${arg_PRECOMPILE})
+  kvrelay_precompile(${target} ${arg_PRECOMPILE})
   kvrelay_discover(${target} ${arg_LABEL} TIMEOUT ${arg_TIMEOUT} PROPERTIES ${arg_PROPERTIES})
 endfunction()

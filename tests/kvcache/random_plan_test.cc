@@ -2,6 +2,7 @@
 // whole product of models, splits, layouts, block sizes, ranges and dtypes.
 //
 //   KVRELAY_SEED=<seed>          the same cases again
+//   KVRELAY_PLAN_CASES=<number>  so many
 //   KVRELAY_PLAN_CASE="<case>"   one case alone: what a failure prints
 #include <gtest/gtest.h>
 
@@ -14,6 +15,8 @@
 #include <vector>
 
 #include "base/cpu.h"
+#include "tests/common/from_env.h"
+#include "tests/common/slowness.h"
 #include "tests/kvcache/plan_case.h"
 
 namespace kvrelay {
@@ -25,11 +28,7 @@ using testing_support::Random;
 using testing_support::ShrinkPlanCase;
 using testing_support::TestSeed;
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr uint64_t kCases = 20'000;
-#else
-constexpr uint64_t kCases = 200'000;
-#endif
+constexpr uint64_t kCases = tests::Slowness() > 1 ? 20'000 : 200'000;
 
 TEST(RandomPlan, PullsMoveExactlyTheElementsOfTheReader) {
   if (const char* line = std::getenv("KVRELAY_PLAN_CASE"); line != nullptr) {
@@ -38,25 +37,26 @@ TEST(RandomPlan, PullsMoveExactlyTheElementsOfTheReader) {
     return;
   }
   const uint64_t seed = TestSeed();
+  const uint64_t cases = tests::FromEnv("KVRELAY_PLAN_CASES", kCases);
   std::atomic<uint64_t> next{0};
   std::mutex mutex;
   std::optional<PlanCase> failed;
   std::vector<std::thread> threads;
   for (int i = 0; i < AvailableThreads(); ++i) {
     threads.emplace_back([&] {
-      for (uint64_t index = next++; index < kCases; index = next++) {
+      for (uint64_t index = next++; index < cases; index = next++) {
         Random random(seed + index);
         const PlanCase c = PlanCase::Random(random);
         if (CheckPlanCase(c).empty()) continue;
         const std::lock_guard lock(mutex);
         failed = c;
-        next = kCases;
+        next = cases;
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
   if (!failed) {
-    std::cout << kCases << " cases" << std::endl;
+    std::cout << cases << " cases" << std::endl;
     return;
   }
   const PlanCase small = ShrinkPlanCase(*failed);

@@ -2,8 +2,6 @@
 // within the limits.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <random>
@@ -99,29 +97,5 @@ T RandomMessage(Random& random) {
   Fill(random, message);
   return message;
 }
-
-// Calls check.operator()<T>() for every struct T that Encode and Decode exist for; failures name
-// it.
-template <typename... Messages>
-struct MessageList {
-  template <typename Check>
-  static void ForEach(const Check& check) {
-    (One<Messages>(check), ...);
-  }
-
- private:
-  template <typename T, typename Check>
-  static void One(const Check& check) {
-    SCOPED_TRACE(Schema<T>::kName);
-    check.template operator()<T>();
-  }
-};
-using AllMessages =
-    MessageList<Error, GetMeta, Meta, Hello, HelloReply, Start, StartReply, End, Empty, Ticket,
-                Claim, ClaimReply, Release, Heartbeat, HeartbeatReply, PackedRead, PackedCancel,
-                Pull, PullReply, Drop, Describe, DescribeReply, PingReply, HealthReply, Prefill,
-                PrefillReply, Generate, GenerateReply, CancelRequest, TicketPart, ClaimRank,
-                TransportAddress, RegionInfo, TokenRange, KvKind, KvScales, KvLayout, KvHeads,
-                KvShard, StreamShape>;
 
 }  // namespace kvrelay::proto

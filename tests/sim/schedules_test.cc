@@ -2,19 +2,16 @@
 // side by side. A failure prints its seed; KVRELAY_SEED=N runs that one alone.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <iostream>
 #include <string>
 
+#include "tests/common/from_env.h"
 #include "tests/sim/schedule.h"
 
 namespace kvrelay::sim {
 namespace {
 
-uint64_t FromEnv(const char* name, uint64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
+using tests::FromEnv;
 
 constexpr uint64_t kParts = 4;
 
