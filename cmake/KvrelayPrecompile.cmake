@@ -1,6 +1,7 @@
 # kvrelay_precompile(<target> <kind>): what nearly every source of such targets includes is parsed once, for all targets of
-# the kind: library, program, test, story (a test with JSON). Sources include what they use all the same. Targets of a kind
-# are compiled alike: a compiler refuses what was precompiled without optimisation where it optimises, and the reverse.
+# the kind: library, tools (a library with JSON), program, test, story (a test with JSON). Sources include what they use
+# all the same. Targets of a kind are compiled alike: a compiler refuses what was precompiled without optimisation, or for
+# an executable, where it optimises or makes a library.
 #
 # For builds from nothing. A compiler cache does better without.
 
@@ -13,7 +14,8 @@ option(KVRELAY_PRECOMPILE "Precompile headers" ${KVRELAY_PRECOMPILE_DEFAULT})
 
 set(KVRELAY_PRECOMPILED_library algorithm chrono functional map memory optional span string thread unordered_map vector
                                 tl/expected.hpp)
-set(KVRELAY_PRECOMPILED_program ${KVRELAY_PRECOMPILED_library} nlohmann/json.hpp)
+set(KVRELAY_PRECOMPILED_tools ${KVRELAY_PRECOMPILED_library} nlohmann/json.hpp)
+set(KVRELAY_PRECOMPILED_program ${KVRELAY_PRECOMPILED_tools})
 set(KVRELAY_PRECOMPILED_test ${KVRELAY_PRECOMPILED_library} gmock/gmock.h gtest/gtest.h)
 set(KVRELAY_PRECOMPILED_story ${KVRELAY_PRECOMPILED_test} nlohmann/json.hpp)
 
