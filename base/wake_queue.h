@@ -29,43 +29,32 @@ class WakeQueue {
   WakeQueue& operator=(const WakeQueue&) = delete;
 
   // False, and `item` is dropped, when the queue holds `capacity` items: the caller answers
-  // kOverloaded. Never blocks.
+  // kOverloaded. Never blocks for longer than the other side needs to move items.
   [[nodiscard]] bool Push(T item) {
-    bool was_empty = false;
-    {
-      const std::lock_guard lock(mutex_);
-      if (items_.size() >= capacity_) return false;
-      was_empty = items_.empty();
-      items_.push_back(std::move(item));
-      size_.store(items_.size(), std::memory_order_release);
-    }
-    // Only the item that ends emptiness signals: a busy queue costs no system call.
-    if (was_empty) internal::SignalEventFd(fd_.get());
+    const std::lock_guard lock(mutex_);
+    if (items_.size() >= capacity_) return false;
+    items_.push_back(std::move(item));
+    size_.store(items_.size(), std::memory_order_release);
+    // Only the item that ends emptiness signals: a busy queue costs no system call. Under the lock,
+    // as below: a signal that came after its item was taken would keep the consumer from sleeping.
+    if (items_.size() == 1) internal::SignalEventFd(fd_.get());
     return true;
   }
 
-  // Appends at most `limit` items to `out`; returns how many. While some are left fd() is readable.
+  // Appends at most `limit` items to `out`; returns how many.
   size_t DrainInto(std::vector<T>& out, size_t limit = SIZE_MAX) {
-    // Cleared before the items are taken: a Push in between leaves one signal too many, not too
-    // few.
-    internal::ClearEventFd(fd_.get());
+    const std::lock_guard lock(mutex_);
     size_t taken = 0;
-    bool left = false;
-    {
-      const std::lock_guard lock(mutex_);
-      while (taken < limit && !items_.empty()) {
-        out.push_back(std::move(items_.front()));
-        items_.pop_front();
-        ++taken;
-      }
-      size_.store(items_.size(), std::memory_order_release);
-      left = !items_.empty();
+    for (; taken < limit && !items_.empty(); ++taken) {
+      out.push_back(std::move(items_.front()));
+      items_.pop_front();
     }
-    if (left) internal::SignalEventFd(fd_.get());
+    size_.store(items_.size(), std::memory_order_release);
+    if (taken > 0 && items_.empty()) internal::ClearEventFd(fd_.get());
     return taken;
   }
 
-  // Readable while items wait, now and then also when none does: for epoll and zmq_poll.
+  // Readable while items wait, and only then: for epoll and zmq_poll.
   int fd() const { return fd_.get(); }
 
   // Without a lock, for a consumer that spins before it sleeps; may be out of date at once.

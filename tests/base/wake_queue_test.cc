@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
+#include <atomic>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -78,6 +79,35 @@ TEST(WakeQueue, NoWakeupIsLostBetweenManyProducersAndASleepingConsumer) {
   }
   for (std::thread& producer : producers) producer.join();
   EXPECT_EQ(queue.ApproximateSize(), 0U);
+}
+
+// A consumer that looks before it sleeps may take an item while its producer is still in Push. A
+// signal that stayed behind would wake it for ever.
+TEST(WakeQueue, AnItemThatIsTakenAtOnceLeavesNoSignal) {
+  constexpr int kItems = 20'000;
+  WakeQueue<int> queue(8);
+  std::atomic<int> pushed{0};
+  std::atomic<int> checked{0};
+  std::thread producer([&] {
+    for (int i = 0; i < kItems; ++i) {
+      while (checked < i) std::this_thread::yield();
+      EXPECT_TRUE(queue.Push(i));
+      pushed = i + 1;
+    }
+  });
+  int left_behind = 0;
+  std::vector<int> items;
+  for (int i = 0; i < kItems; ++i) {
+    for (int spins = 0; queue.ApproximateSize() == 0; ++spins) {
+      if (spins > 10'000) std::this_thread::yield();
+    }
+    ASSERT_EQ(queue.DrainInto(items), 1U);
+    while (pushed <= i) std::this_thread::yield();
+    left_behind += Readable(queue.fd()) ? 1 : 0;
+    checked = i + 1;
+  }
+  producer.join();
+  EXPECT_EQ(left_behind, 0);
 }
 
 }  // namespace
