@@ -72,6 +72,7 @@ void FakeTransport::OnPeerDeath(const Address& address) {
 
 OpId FakeTransport::Start(Op op, const Terms& terms) {
   const OpId id = next_++;
+  if (fabric_.on_start) fabric_.on_start(terms);
   if (fabric_.Chance(fabric_.script.fail)) op.fail_after = fabric_.Below(32);
   op.stalled = fabric_.Chance(fabric_.script.stall);
   op.place = turns_.Enter(terms);

@@ -42,6 +42,7 @@ class FakeFabric {
   // `random` gives uniform 64 bits; it decides everything.
   explicit FakeFabric(std::function<uint64_t()> random) : random_(std::move(random)) {}
   Script script;
+  std::function<void(const Terms&)> on_start;  // sees every operation's terms; may be null
 
   // The process at `address` died: its operations stop, peers hear of it by and by. Its memory must
   // stay allocated for as long as the fabric is used, as a mapping of a dead owner's memory does.

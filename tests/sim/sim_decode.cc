@@ -67,6 +67,7 @@ void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration ho
       .prefix_tokens = prompt.prefix_tokens,
       .blocks =
           [active] { return HeldTables(active->blocks.Share(), active->prompt.prefix_tokens); },
+      .priority = options_.priority,
       .deadline = active->deadline};
   const auto fetch = std::make_shared<agent::Fetch>(
       *context_, *prefixes_, *prefills_,

@@ -40,6 +40,7 @@ class SimDecode {
     uint32_t prefixes = 2;
     std::vector<std::string> prefills;
     Duration request_timeout = Millis(8000);
+    Priority priority = Priority::kDecode;  // of its requests
   };
   SimDecode(Host& host, Options options, Outcomes& outcomes);
   ~SimDecode();
