@@ -100,7 +100,11 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                                                       .max_leases = options_.record_slots});
   claims_ = std::make_unique<Claims>(env(), EngineKey{options_.engine, incarnation_});
   reader_ = std::make_unique<ReaderContext>(
-      ReaderContext{.env = env(), .claims = *claims_, .ranks = *links_, .model = options_.model});
+      ReaderContext{.env = env(),
+                    .claims = *claims_,
+                    .ranks = *links_,
+                    .model = options_.model,
+                    .only_rank = ranks_.size() == 1 ? &ranks_.front()->reader() : nullptr});
   prefix_table_ = std::make_unique<PrefixTable>(*reader_, prefixes, *pool_, options_.block_size);
   prefills_ = std::make_unique<PrefillPool>(env().clock, options_.prefill);
   rpc().Handle(proto::Type::kPing, [this](std::string_view, const ResponderPtr& responder) {

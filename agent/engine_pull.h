@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "agent/claims.h"
 #include "agent/env.h"
 #include "agent/rank_links.h"
+#include "agent/reader_rank.h"
 #include "kvcache/held_tables.h"
 
 namespace kvrelay::agent {
@@ -22,6 +24,8 @@ struct ReaderContext {
   Claims& claims;
   RankLinks& ranks;
   ContentHash model;
+  // Where the engine has one rank, which is on this thread: that one's. Else null.
+  ReaderRank* only_rank = nullptr;
   uint64_t next_pull_number = 1;
   uint64_t quarantined_blocks =
       0;  // destinations of failed pulls that ranks have not given back yet
@@ -75,8 +79,9 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
   void OnClaimed(const Result<std::string>& reply);
   Status CheckClaim(const proto::ClaimReply& claim) const;
   void AskRanks();
+  proto::Pull MakePull() const;
   void SendPulls();
-  void OnPulled(size_t rank, const Result<std::string>& reply);
+  void OnPulled(size_t rank, const Result<proto::PullReply>& pulled);
   void Succeed();
   void Fail(const Status& status);
   void SendDrop(size_t rank);
@@ -90,6 +95,7 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
   std::unique_ptr<RetryingCall> claim_call_;
   Clock::TimerId timer_ = 0;
   proto::ClaimReply claim_;
+  std::optional<SmallPull> small_;
   bool claimed_ = false;
   bool ready_ = false;
   bool finished_ = false;

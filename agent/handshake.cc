@@ -88,6 +88,13 @@ void PeerTable::Get(const std::string& endpoint, uint32_t rank, Incarnation inca
   peer->waiters.push_back({incarnation, std::move(ready)});
 }
 
+std::shared_ptr<const ReadyPeer> PeerTable::Find(const std::string& endpoint,
+                                                 Incarnation incarnation) const {
+  const auto it = peers_.find(endpoint);
+  if (it == peers_.end() || it->second->meta.incarnation != incarnation) return nullptr;
+  return it->second->ready;
+}
+
 void PeerTable::Start(const std::string& endpoint, uint32_t rank) {
   auto peer = std::make_shared<Peer>();
   peer->endpoint = endpoint;

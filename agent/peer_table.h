@@ -43,6 +43,8 @@ class PeerTable {
   // another one, the answer is kLeaseEnded, and a peer known from before is forgotten.
   void Get(const std::string& endpoint, uint32_t rank, Incarnation incarnation, Ready ready);
   static constexpr Duration kHandshakeTimeout = Millis(8000);
+  // The same without a handshake: null when there was none, or with another incarnation.
+  std::shared_ptr<const ReadyPeer> Find(const std::string& endpoint, Incarnation incarnation) const;
   // Forgets a peer, for example when a read showed it dead: the next Get shakes hands anew.
   void Forget(const std::string& endpoint);
 

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "agent/follow.h"
-#include "agent/table_hash.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
@@ -14,13 +13,6 @@ namespace {
 // that little is left to send when the prompt is done, long enough that a chunk is not slivers.
 constexpr uint32_t kSegmentTokens = 128;
 constexpr RetryPolicy kReadPolicy{.tries = 3, .per_try = Millis(1000), .pause = Millis(10)};
-
-HashKey KeyOf(const proto::Meta& meta) {
-  HashKey key{};
-  std::copy_n(meta.table_hash_key.begin(), key.size(),
-              key.begin());  // length checked by the handshake
-  return key;
-}
 
 }  // namespace
 
@@ -96,32 +88,13 @@ OwnedSide PullSession::ReaderSide() const {
 }
 
 Status PullSession::StartSource(const PullSource& source, const ReadyPeer& peer) {
-  const proto::ClaimRank& rank = pull_.claim.ranks[source.owner];
-  if (rank.slot >= peer.meta.record_slots || rank.shard != peer.meta.shard) {
-    return {Code::kIncompatible,
-            "the claim's answer contradicts the handshake: slot " + std::to_string(rank.slot) +
-                " of " + std::to_string(peer.meta.record_slots) + ", " + rank.shard.ToString() +
-                " against " + peer.meta.shard.ToString()};
-  }
-  const GuardExpectation want{
-      .epoch = rank.epoch,
-      .incarnation = rank.incarnation,
-      .table_hash = TableHash(KeyOf(peer.meta), pull_.claim.tables, pull_.hash,
-                              pull_.claim.first_token, pull_.claim.tokens),
-      .extent = {.tokens = pull_.tokens.end,
-                 .layers = std::min(rank.shard.layer_end(), identity_.shard.layer_end()) -
-                           rank.shard.layer_begin}};
   // What cannot be planned is refused before anything moves.
-  const OwnedSide owner = OwnerSide(peer);
-  const OwnedSide reader = ReaderSide();
-  KVRELAY_ASSIGN_OR_RETURN(const CopyPlan whole,
-                           PlanPull(owner.view(), reader.view(), source.head_begin, source.head_end,
-                                    pull_.tokens, source.head_group));
-  KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(peer, whole));
+  KVRELAY_ASSIGN_OR_RETURN(const SourcePlan plan, PlanSource(pull_, identity_, source, peer));
+  KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(peer, plan.whole));
   path_ = path.transport->name();
   return path.transport->style() == transport::Style::kOneSided
-             ? StartOneSided(source, peer, path, want, whole)
-             : StartPacked(source, peer, path, want);
+             ? StartOneSided(source, peer, path, plan)
+             : StartPacked(source, peer, path, plan.want);
 }
 
 Result<ReadyPeer::Path> PullSession::ChoosePath(const ReadyPeer& peer,
@@ -165,24 +138,22 @@ PullSession::Part& PullSession::AddPart(const proto::ClaimRank& rank,
 }
 
 Status PullSession::StartOneSided(const PullSource& source, const ReadyPeer& peer,
-                                  const ReadyPeer::Path& path, const GuardExpectation& want,
-                                  const CopyPlan& whole) {
-  Part& part = AddPart(pull_.claim.ranks[source.owner], path.transport, whole.src_bytes(), want);
+                                  const ReadyPeer::Path& path, const SourcePlan& plan) {
+  Part& part =
+      AddPart(pull_.claim.ranks[source.owner], path.transport, plan.whole.src_bytes(), plan.want);
   if (path.transport->lingers()) {
-    part.reserved = whole.bytes();
+    part.reserved = plan.whole.bytes();
     quarantine_.Reserve(part.reserved);
   }
-  const transport::GuardRef guard{.region = peer.meta.record_region,
-                                  .offset = part.rank.slot * sizeof(LeaseRecord)};
   // What is computed and small is here sooner than another thread would be awake.
-  if (auto now = path.transport->ReadNow(path.handle, whole, guard);
-      now && (!now->status.ok() || GuardHolds(want, now->before, now->after))) {
+  if (auto now = path.transport->ReadNow(path.handle, plan.whole, plan.guard);
+      now && (!now->status.ok() || GuardHolds(plan.want, now->before, now->after))) {
     env_.clock.CallAfter({}, [done = OnDone(part), now = *std::move(now)] { done(now); });
     return Status::Ok();
   }
-  part.op = path.transport->Read(path.handle,
-                                 Follow(OwnerSide(peer), ReaderSide(), source, pull_.tokens, want),
-                                 guard, terms(), OnDone(part));
+  part.op = path.transport->Read(
+      path.handle, Follow(OwnerSide(peer), ReaderSide(), source, pull_.tokens, plan.want),
+      plan.guard, terms(), OnDone(part));
   return Status::Ok();
 }
 

@@ -17,6 +17,7 @@
 #include "agent/env.h"
 #include "agent/peer_table.h"
 #include "agent/quarantine.h"
+#include "agent/source_plan.h"
 #include "agent/terms.h"
 #include "kvcache/lease_record.h"
 #include "kvcache/owned_side.h"
@@ -64,7 +65,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   // Which of the peer's paths suits the plan best, and has room in quarantine where it needs some.
   Result<ReadyPeer::Path> ChoosePath(const ReadyPeer& peer, const CopyPlan& whole) const;
   Status StartOneSided(const PullSource& source, const ReadyPeer& peer, const ReadyPeer::Path& path,
-                       const GuardExpectation& want, const CopyPlan& whole);
+                       const SourcePlan& plan);
   Status StartPacked(const PullSource& source, const ReadyPeer& peer, const ReadyPeer::Path& path,
                      const GuardExpectation& want);
   Status StartStream(StreamShape shape, const ReadyPeer& peer, const ReadyPeer::Path& path,

@@ -85,6 +85,7 @@ class RankAgent {
 
   // Control thread.
   Env& env() { return *env_; }
+  ReaderRank& reader() { return *reader_; }
   RankSnapshot Snapshot() const;
 
  private:

@@ -74,6 +74,11 @@ void ReaderRank::OnPull(std::string_view body, const ResponderPtr& responder) {
   running.session->Start();
 }
 
+std::optional<SmallPull> ReaderRank::PlanSmall(const proto::Pull& pull) const {
+  if (!link_.Check(pull.leader).ok()) return std::nullopt;
+  return SmallPull::Plan(peers_, identity_, pull);
+}
+
 void ReaderRank::OnFinished(uint64_t number, const Result<proto::PullReply>& result) {
   Running& running = running_.at(number);
   for (const ResponderPtr& responder : std::exchange(running.pulls, {})) {

@@ -3,12 +3,14 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
 #include "agent/leader_link.h"
 #include "agent/peer_table.h"
 #include "agent/pull_session.h"
+#include "agent/small_pull.h"
 
 namespace kvrelay::agent {
 
@@ -28,6 +30,9 @@ class ReaderRank {
     uint32_t blocks = 0;
   };
   std::vector<SessionInfo> List() const;
+
+  // For a leader on the same thread: the pull without a PULL, if it is small.
+  std::optional<SmallPull> PlanSmall(const proto::Pull& pull) const;
 
  private:
   struct Running {

@@ -2,10 +2,13 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <future>
+#include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "proto/ticket.h"
@@ -177,14 +180,117 @@ Result<double> LoadOnce(EngineSide& reader, const proto::Ticket& ticket, agent::
   return seconds;
 }
 
-Result<Json> MeasureAgent(EngineSide& reader, Channel& owner, uint32_t count) {
+Result<proto::Ticket> ReceiveTicket(Channel& owner) {
+  std::string text;
+  KVRELAY_RETURN_IF_ERROR(owner.ReceiveText(text));
+  return proto::DecodeTicket(text);
+}
+
+// Loads that have claimed their leases, and wait to be told to pull.
+class ClaimedLoads {
+ public:
+  static Result<std::unique_ptr<ClaimedLoads>> Claim(EngineSide& reader, Channel& owner,
+                                                     uint32_t count) {
+    auto loads = std::unique_ptr<ClaimedLoads>(new ClaimedLoads(reader));
+    for (uint32_t i = 0; i < count; ++i) {
+      KVRELAY_ASSIGN_OR_RETURN(const proto::Ticket ticket, ReceiveTicket(owner));
+      reader.agent().Post([loads = loads.get(), ticket] {
+        loads->loads_.push_back(loads->reader_.Claim(
+            ticket,
+            {.finished = [loads](const Result<agent::LoadResult>& r) { loads->OnFinished(r); },
+             .drained = [loads] { loads->OnDrained(); }}));
+      });
+    }
+    const TimePoint until = steady_clock::now() + std::chrono::seconds(30);
+    while (loads->Claimed() < count) {
+      if (steady_clock::now() > until) {
+        return Error(Code::kDeadlineExceeded, "not all leases are claimed after 30 s");
+      }
+      std::this_thread::sleep_for(Millis(1));
+    }
+    return loads;
+  }
+
+  // Seconds from the order to pull to the completion, both on the agent's control thread.
+  Result<double> PullNext() {
+    reader_.agent().Post([this] {
+      const std::shared_ptr<agent::Load> load = loads_[next_++].lock();
+      start_ = steady_clock::now();
+      if (load) load->SetReady();  // else it has failed already
+    });
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return ended_.has_value(); });  // a load has its own deadline
+    const Result<double> seconds = *std::exchange(ended_, std::nullopt);
+    return seconds;
+  }
+
+ private:
+  explicit ClaimedLoads(EngineSide& reader) : reader_(reader) {}
+
+  uint64_t Claimed() {
+    std::promise<uint64_t> held;
+    reader_.agent().Post([this, &held] {
+      reader_.agent().Describe(
+          [&held](const agent::EngineSnapshot& snapshot) { held.set_value(snapshot.claims_held); });
+    });
+    return held.get_future().get();
+  }
+  void OnFinished(const Result<agent::LoadResult>& result) {
+    const double seconds = std::chrono::duration<double>(steady_clock::now() - start_).count();
+    const std::lock_guard lock(mutex_);
+    finished_ = result.has_value() ? Result<double>(seconds) : Error(result.error());
+  }
+  void OnDrained() {
+    const std::lock_guard lock(mutex_);
+    ended_ = std::exchange(finished_, std::nullopt);
+    done_.notify_one();
+  }
+
+  EngineSide& reader_;
+  // The control thread.
+  std::vector<std::weak_ptr<agent::Load>> loads_;
+  size_t next_ = 0;
+  TimePoint start_;
+
+  std::mutex mutex_;
+  std::condition_variable done_;
+  // Under the mutex.
+  std::optional<Result<double>> finished_;
+  std::optional<Result<double>> ended_;  // drained, too
+};
+
+Result<Json> MeasureClaimed(const SmallOptions& options, EngineSide& reader, Channel& owner,
+                            uint32_t count) {
+  constexpr uint32_t kAtOnce = 16;
+  const auto pull = [&](uint32_t left, Duration silence, std::vector<double>& us) -> Status {
+    while (left > 0) {
+      const uint32_t some = std::min(kAtOnce, left);
+      KVRELAY_ASSIGN_OR_RETURN(const auto loads, ClaimedLoads::Claim(reader, owner, some));
+      for (uint32_t i = 0; i < some; ++i) {
+        std::this_thread::sleep_for(silence);
+        KVRELAY_ASSIGN_OR_RETURN(const double seconds, loads->PullNext());
+        us.push_back(seconds * 1e6);
+      }
+      left -= some;
+    }
+    return {};
+  };
+  std::vector<double> hot;
+  std::vector<double> cold;
+  KVRELAY_RETURN_IF_ERROR(pull(count, {}, hot));
+  KVRELAY_RETURN_IF_ERROR(pull(options.silences, Millis(options.silence_ms), cold));
+  Json json = {{"hot", TimesOf(hot)}};
+  if (!cold.empty()) json["cold"] = TimesOf(cold);
+  return json;
+}
+
+Result<Json> MeasureAgent(const SmallOptions& options, EngineSide& reader, Channel& owner,
+                          uint32_t count) {
   std::vector<double> load_us;
   std::vector<double> pull_us;
   double first_ms = 0;
   for (uint32_t i = 0; i < count; ++i) {
-    std::string text;
-    KVRELAY_RETURN_IF_ERROR(owner.ReceiveText(text));
-    KVRELAY_ASSIGN_OR_RETURN(const proto::Ticket ticket, proto::DecodeTicket(text));
+    KVRELAY_ASSIGN_OR_RETURN(const proto::Ticket ticket, ReceiveTicket(owner));
     agent::PullStats stats;
     KVRELAY_ASSIGN_OR_RETURN(const double seconds, LoadOnce(reader, ticket, stats));
     if (i == 0) {
@@ -194,9 +300,12 @@ Result<Json> MeasureAgent(EngineSide& reader, Channel& owner, uint32_t count) {
     load_us.push_back(seconds * 1e6);
     pull_us.push_back(stats.pull_ms * 1e3);
   }
+  KVRELAY_ASSIGN_OR_RETURN(Json claimed, MeasureClaimed(options, reader, owner, count));
   return Json{{"first_load_ms", first_ms},  // with the handshake
               {"load", TimesOf(load_us)},   // from the ticket: claim, pull, release
-              {"pull", TimesOf(pull_us)}};  // of it, on the rank
+              {"pull", TimesOf(pull_us)},   // of it, on the rank
+              // Of a claimed lease, from the call that says so to the completion.
+              {"claimed_pull", std::move(claimed)}};
 }
 
 std::string Report(const SmallOptions& options, const Json& json) {
@@ -226,13 +335,14 @@ Status RunLeases(Channel& reader, const std::string& folder, uint32_t count) {
 Result<std::string> Bench(const SmallOptions& options, const std::string& folder) {
   const uint64_t memory_bytes = uint64_t{options.mib} << 20;
   const uint32_t loads = std::min<uint32_t>(options.count, 2000) + 1;
+  const uint32_t leases = 2 * loads + options.silences;
   KVRELAY_ASSIGN_OR_RETURN(auto sockets, TcpPair());
   KVRELAY_ASSIGN_OR_RETURN(Beside owner, Beside::Start([&](Channel& channel) {
                              return RunOwner(channel, std::move(sockets.second), folder + "/owner",
                                              memory_bytes);
                            }));
-  KVRELAY_ASSIGN_OR_RETURN(Beside leases, Beside::Start([&](Channel& channel) {
-                             return RunLeases(channel, folder, loads);
+  KVRELAY_ASSIGN_OR_RETURN(Beside lender, Beside::Start([&](Channel& channel) {
+                             return RunLeases(channel, folder, leases);
                            }));
   Json json = {{"schema", 1},
                {"benchmark", "small"},
@@ -247,8 +357,9 @@ Result<std::string> Bench(const SmallOptions& options, const std::string& folder
     json["rows"] = MeasureWays(options, ways, memory_bytes);
     json["connects"] = MeasureConnects(ways);
   }
-  KVRELAY_ASSIGN_OR_RETURN(const auto reader, EngineSide::Create(folder + "/agents-reader", 16));
-  KVRELAY_ASSIGN_OR_RETURN(json["agent"], MeasureAgent(*reader, leases.channel(), loads));
+  KVRELAY_ASSIGN_OR_RETURN(const auto reader,
+                           EngineSide::Create(folder + "/agents-reader", leases));
+  KVRELAY_ASSIGN_OR_RETURN(json["agent"], MeasureAgent(options, *reader, lender.channel(), loads));
   return Report(options, json);
 }
 

@@ -94,19 +94,24 @@ Result<std::vector<proto::Ticket>> EngineSide::Offer(uint32_t count) {
   return std::move(gather->tickets);
 }
 
+std::shared_ptr<agent::Load> EngineSide::Claim(const proto::Ticket& ticket,
+                                               agent::Load::Events events) {
+  auto blocks = pool_->Allocate(1);
+  if (!blocks.has_value()) return nullptr;
+  return agent_->StartLoad({.ticket = ticket,
+                            .blocks = {std::move(*blocks), 0},
+                            .deadline = agent_->env().clock.Now() + kAtMost},
+                           std::move(events));
+}
+
 void EngineSide::Load(const proto::Ticket& ticket,
                       std::function<void(Result<agent::LoadResult>)> finished) {
-  auto blocks = pool_->Allocate(1);
-  if (!blocks.has_value()) return finished(Error(blocks.error()));
   // One answer when both have happened.
   auto result = std::make_shared<std::optional<Result<agent::LoadResult>>>();
-  const auto load = agent_->StartLoad(
-      {.ticket = ticket,
-       .blocks = {std::move(*blocks), 0},
-       .deadline = agent_->env().clock.Now() + kAtMost},
-      {.finished = [result](Result<agent::LoadResult> r) { *result = std::move(r); },
-       .drained = [result,
-                   finished = std::move(finished)] { finished(std::move(result->value())); }});
+  const auto load =
+      Claim(ticket, {.finished = [result](Result<agent::LoadResult> r) { *result = std::move(r); },
+                     .drained = [result, finished] { finished(std::move(result->value())); }});
+  if (load == nullptr) return finished(Error(Code::kOverloaded, "no block is free"));
   load->SetReady();
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "agent/engine_agent.h"
@@ -30,8 +31,10 @@ class EngineSide {
   // Offers `count` prompts of one block each, all at once, published; their tickets when all are
   // offered. kDeadlineExceeded after a minute, kOverloaded without enough blocks.
   Result<std::vector<proto::Ticket>> Offer(uint32_t count);
-  // On the agent's control thread: pulls what the ticket offers into a block of our own, which is
-  // free again before `finished`.
+  // On the agent's control thread: claims what the ticket offers, and from its SetReady on pulls it
+  // into a block of our own. Null when none is free.
+  std::shared_ptr<agent::Load> Claim(const proto::Ticket& ticket, agent::Load::Events events);
+  // The same with SetReady, and the block is free again before `finished`.
   void Load(const proto::Ticket& ticket, std::function<void(Result<agent::LoadResult>)> finished);
 
  private:

@@ -1,0 +1,273 @@
+// Small pulls between two engines of one rank each, in one process, on real sockets and mapped
+// memory: here when the call that says so returns, where that can be, and right where it cannot.
+#include "agent/small_pull.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "agent/engine_agent.h"
+
+namespace kvrelay::agent {
+namespace {
+
+constexpr uint32_t kBlockSize = 16;
+constexpr uint32_t kBlocks = 16;
+constexpr uint64_t kBlockBytes = 4096;
+
+class Engine {
+ public:
+  Engine(const std::string& run_dir, transport::Caps caps) {
+    const KvShard shard = KvShard::Make(1, 1, 1, 0).value();
+    const KvLayout layout =
+        KvLayout::Dense(KvFormat::kNhd, DType::kFp32, 1, 1, 32, kBlockSize, kBlocks);
+    EXPECT_EQ(layout.dense_bytes(), kBlocks * kBlockBytes);
+    kv_.emplace(Region::AllocateHost(layout.dense_bytes(), "test").value());
+    EngineAgentOptions options;
+    options.model.bytes[0] = 7;
+    options.block_size = kBlockSize;
+    options.transport = "mapped";
+    options.run_dir = run_dir;
+    options.caps = caps;
+    auto made = EngineAgent::Create(options, {{layout, shard, {&*kv_}}}, pool, prefixes_);
+    EXPECT_TRUE(made.has_value()) << made.error().ToString();
+    agent = std::move(*made);
+    agent->Run();
+  }
+  ~Engine() { agent->Shutdown(); }
+
+  // On the control thread; returns when it has run.
+  void Do(const std::function<void()>& fn) {
+    std::promise<void> done;
+    agent->Post([&] {
+      fn();
+      done.set_value();
+    });
+    done.get_future().wait();
+  }
+  uint64_t ClaimsHeld() {
+    std::promise<uint64_t> held;
+    agent->Post([&] {
+      agent->Describe([&held](const EngineSnapshot& all) { held.set_value(all.claims_held); });
+    });
+    return held.get_future().get();
+  }
+  // Both halves of the block: K and V.
+  std::vector<std::byte> Bytes(BlockId block) const {
+    std::vector<std::byte> bytes;
+    for (const uint64_t half : {uint64_t{0}, kBlocks * kBlockBytes / 2}) {
+      const std::byte* const from = kv_->data() + half + block * kBlockBytes / 2;
+      bytes.insert(bytes.end(), from, from + kBlockBytes / 2);
+    }
+    return bytes;
+  }
+  void Fill(BlockId block, int byte) {
+    for (const uint64_t half : {uint64_t{0}, kBlocks * kBlockBytes / 2}) {
+      std::memset(kv_->data() + half + block * kBlockBytes / 2, byte, kBlockBytes / 2);
+    }
+  }
+
+  std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocks);
+  std::unique_ptr<EngineAgent> agent;
+
+ private:
+  std::optional<Region> kv_;
+  SystemPrefixStore prefixes_{1};
+};
+
+class SmallPullTest : public testing::Test {
+ protected:
+  SmallPullTest() {
+    std::string name = (std::filesystem::temp_directory_path() / "kvrelay-test-XXXXXX").string();
+    folder_ = ::mkdtemp(name.data());
+  }
+  ~SmallPullTest() override {
+    reader_.reset();
+    owner_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+  void Open(transport::Caps reader_caps = {}) {
+    owner_ = std::make_unique<Engine>(folder_, transport::Caps{});
+    reader_ = std::make_unique<Engine>(folder_, reader_caps);
+  }
+
+  // A prompt of one block.
+  proto::Ticket Offer(int byte, bool computed = true) {
+    BlockTable blocks = owner_->pool->Allocate(1).value();
+    owner_->Fill(blocks.blocks()[0], byte);
+    std::promise<Result<LeaseId>> offered;
+    owner_->Do([&] {
+      OfferRequest offer;
+      offer.blocks = {std::move(blocks), 0};
+      offer.tokens = kBlockSize;
+      offer.hash.bytes[0] = 9;
+      offer.finished = computed;
+      owner_->agent->owner().Offer(
+          std::move(offer), [&offered](const Result<LeaseId>& lease) { offered.set_value(lease); });
+    });
+    const LeaseId lease = offered.get_future().get().value();
+    if (computed) Publish(lease);
+    proto::Ticket ticket{
+        .owner = owner_->agent->engine(),
+        .incarnation = owner_->agent->incarnation(),
+        .front = owner_->agent->endpoint(),
+        .model = owner_->agent->model(),
+        .prompt = {.lease = lease, .hash = {}, .first_token = 0, .tokens = kBlockSize},
+        .prefixes = {}};
+    ticket.prompt.hash.bytes[0] = 9;
+    return ticket;
+  }
+  void Publish(const LeaseId& lease) {
+    owner_->agent->Writer(0, lease)->Publish(
+        {.tokens = kBlockSize, .chunk_end = kBlockSize, .layers = 0});
+  }
+
+  struct Loading {
+    BlockId block = 0;
+    std::weak_ptr<Load> load;
+    std::optional<Result<LoadResult>> result;  // the control thread's
+    std::promise<void> drained;
+  };
+  // Returns when the lease is claimed, so that only the pull is left.
+  std::shared_ptr<Loading> Claim(const proto::Ticket& ticket) {
+    const auto loading = std::make_shared<Loading>();
+    BlockTable blocks = reader_->pool->Allocate(1).value();
+    loading->block = blocks.blocks()[0];
+    reader_->Fill(loading->block, 0);
+    reader_->Do([&] {
+      loading->load = reader_->agent->StartLoad(
+          {.ticket = ticket,
+           .blocks = {std::move(blocks), 0},
+           .deadline = reader_->agent->env().clock.Now() + std::chrono::seconds(30)},
+          {.finished =
+               [loading](Result<LoadResult> result) { loading->result = std::move(result); },
+           .drained = [loading] { loading->drained.set_value(); }});
+    });
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (reader_->ClaimsHeld() == 0 && std::chrono::steady_clock::now() < end) {
+      std::this_thread::sleep_for(Millis(1));
+    }
+    EXPECT_EQ(reader_->ClaimsHeld(), 1U);
+    return loading;
+  }
+  // SetReady, then `fn` in the same callback. Whether the bytes were there in between.
+  bool ReadyAtOnce(Loading& loading, int byte, const std::function<void(Load&)>& fn = {}) {
+    bool here = false;
+    reader_->Do([&] {
+      const auto load = loading.load.lock();
+      load->SetReady();
+      here = Holds(loading, byte);
+      EXPECT_FALSE(loading.result.has_value()) << "never inside the call";
+      if (fn) fn(*load);
+    });
+    return here;
+  }
+  Result<LoadResult> Wait(Loading& loading) {
+    EXPECT_EQ(loading.drained.get_future().wait_for(std::chrono::seconds(20)),
+              std::future_status::ready);
+    std::optional<Result<LoadResult>> result;
+    reader_->Do([&] { result = loading.result; });
+    return result.value_or(Error(Code::kInternal, "no result"));
+  }
+  bool Holds(const Loading& loading, int byte) const {
+    return std::ranges::all_of(reader_->Bytes(loading.block),
+                               [&](std::byte b) { return b == static_cast<std::byte>(byte); });
+  }
+  double Pulls() const {
+    return reader_->agent->counters().Get("kvrelay_pulls_total{path=\"mapped\",outcome=\"ok\"}");
+  }
+  // One load, so that the peers know each other.
+  void Meet() {
+    const auto first = Claim(Offer(1));
+    EXPECT_FALSE(ReadyAtOnce(*first, 1)) << "they have not shaken hands yet";
+    const auto loaded = Wait(*first);
+    ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+    EXPECT_TRUE(Holds(*first, 1));
+  }
+
+  std::string folder_;
+  std::unique_ptr<Engine> owner_;
+  std::unique_ptr<Engine> reader_;
+};
+
+TEST_F(SmallPullTest, WhatIsComputedIsHereWhenTheCallReturns) {
+  Open();
+  Meet();
+  for (const int byte : {2, 3}) {
+    const auto loading = Claim(Offer(byte));
+    EXPECT_TRUE(ReadyAtOnce(*loading, byte));
+    const auto loaded = Wait(*loading);
+    ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+    EXPECT_EQ(loaded->own.path, "mapped");
+    EXPECT_EQ(loaded->own.bytes, kBlockBytes);
+    EXPECT_EQ(Pulls(), byte);
+    EXPECT_EQ(reader_->pool->used_blocks(), 0U);
+    EXPECT_EQ(reader_->ClaimsHeld(), 0U);
+  }
+}
+
+TEST_F(SmallPullTest, WhatIsNotComputedComesWhenItIs) {
+  Open();
+  Meet();
+  const proto::Ticket ticket = Offer(2, /*computed=*/false);
+  const auto loading = Claim(ticket);
+  ReadyAtOnce(*loading, 2);
+  std::this_thread::sleep_for(Millis(5));
+  reader_->Do([&] { EXPECT_FALSE(loading->result.has_value()); });
+  Publish(ticket.prompt.lease);
+  const auto loaded = Wait(*loading);
+  ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+  EXPECT_TRUE(Holds(*loading, 2));
+  EXPECT_EQ(Pulls(), 2);
+}
+
+TEST_F(SmallPullTest, ALeaseThatEndedServesNothing) {
+  Open();
+  Meet();
+  const proto::Ticket ticket = Offer(2);
+  const auto loading = Claim(ticket);
+  owner_->Do([&] { owner_->agent->owner().Withdraw(ticket.prompt.lease, "test"); });
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (owner_->pool->used_blocks() > 0 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(Millis(1));
+  }
+  ReadyAtOnce(*loading, 2);
+  EXPECT_FALSE(Wait(*loading).has_value());
+  EXPECT_EQ(Pulls(), 1);
+}
+
+TEST_F(SmallPullTest, CancelledRightAfterItIsCancelled) {
+  Open();
+  Meet();
+  const auto loading = Claim(Offer(2));
+  EXPECT_TRUE(ReadyAtOnce(*loading, 2, [](Load& load) {
+    load.Cancel({Code::kCancelled, "the user left"});
+  }));
+  const auto loaded = Wait(*loading);
+  ASSERT_FALSE(loaded.has_value());
+  EXPECT_EQ(loaded.error().code(), Code::kCancelled);
+  EXPECT_EQ(reader_->pool->used_blocks(), 0U);
+}
+
+TEST_F(SmallPullTest, UnderACapItWaitsForItsTurn) {
+  Open({.bytes_per_s = 100 << 20});
+  Meet();
+  const auto loading = Claim(Offer(2));
+  EXPECT_FALSE(ReadyAtOnce(*loading, 2));
+  const auto loaded = Wait(*loading);
+  ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+  EXPECT_TRUE(Holds(*loading, 2));
+}
+
+}  // namespace
+}  // namespace kvrelay::agent
