@@ -18,15 +18,19 @@ struct Client::State {
   std::unique_ptr<ZmqRpc> rpc;
 };
 
-Result<Client> Client::Connect(const std::string& endpoint) {
+Result<Client> Client::Connect(const std::string& endpoint,
+                               std::shared_ptr<const transport::CurveIdentity> curve) {
   constexpr std::string_view kScheme = "tcp://";
   const size_t colon = endpoint.rfind(':');
   if (!endpoint.starts_with(kScheme) || colon <= kScheme.size() || colon + 1 == endpoint.size()) {
     return Error(Code::kInvalidArgument, "'" + endpoint + "' is not an endpoint: tcp://HOST:PORT");
   }
+  if (const auto at = transport::KeyedEndpoint::FromText(endpoint); !at) return Error(at.error());
   auto state = std::make_unique<State>();
   state->endpoint = endpoint;
-  KVRELAY_ASSIGN_OR_RETURN(state->rpc, ZmqRpc::Create(state->loop, state->counters, {}));
+  KVRELAY_ASSIGN_OR_RETURN(state->rpc,
+                           ZmqRpc::Create(state->loop, state->counters,
+                                          {.listen = {}, .curve = std::move(curve), .socket = {}}));
   return Client(std::move(state));
 }
 

@@ -9,15 +9,17 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "proto/messages.h"
+#include "transport/curve.h"
 
 namespace kvrelay::agent {
 
 // One peer. One thread at a time, which blocks in Call; Interrupt() from anywhere.
 class Client {
  public:
-  // Checks the endpoint ("tcp://host:port"); the connection is made by the first call and again
-  // after it broke.
-  static Result<Client> Connect(const std::string& endpoint);
+  // Checks the endpoint ("tcp://host:port" or "tcp://host:port#KEY"); the connection is made by the
+  // first call and again after it broke. `curve`: our key, as in ZmqRpc::Options.
+  static Result<Client> Connect(const std::string& endpoint,
+                                std::shared_ptr<const transport::CurveIdentity> curve = nullptr);
   Client(Client&&) noexcept;
   Client& operator=(Client&&) noexcept;
   ~Client();

@@ -26,7 +26,13 @@ std::string ModelText(const std::string& name, const RankCache& cache) {
          std::to_string(cache.layout.head_dim);
 }
 
+// With the key behind it, where there is one.
 std::string PortOf(const std::string& endpoint) { return endpoint.substr(endpoint.rfind(':') + 1); }
+
+// "#KEY", or empty.
+std::string KeyOf(const std::string& endpoint) {
+  return endpoint.substr(std::min(endpoint.find('#'), endpoint.size()));
+}
 
 }  // namespace
 
@@ -54,7 +60,7 @@ std::string EngineAgent::ListenOf(uint32_t rank) const {
 std::string EngineAgent::AdvertisedAs(uint32_t rank, const std::string& bound) const {
   if (options_.advertise.empty()) return bound;
   const std::string port = PortOf(options_.advertise);
-  if (rank == 0 && port != "0") return options_.advertise;
+  if (rank == 0 && port != "0") return options_.advertise + KeyOf(bound);
   return WithoutPort(options_.advertise) + ":" + PortOf(bound);
 }
 
@@ -78,6 +84,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                                    .run_dir = options_.run_dir,
                                    .host_id = options_.host_id,
                                    .data_interface = options_.data_interface,
+                                   .trusted_data_network = options_.trusted_data_network,
                                    .curve = options_.curve,
                                    .spin = options_.spin,
                                    .chunk_bytes = options_.chunk_bytes,

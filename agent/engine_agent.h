@@ -33,6 +33,7 @@ struct EngineAgentOptions {
   std::string run_dir;
   std::string host_id;  // as in transport::Options
   std::string data_interface;
+  bool trusted_data_network = true;                       // as in RankAgentOptions
   std::shared_ptr<const transport::CurveIdentity> curve;  // as in RankAgentOptions
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;

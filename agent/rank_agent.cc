@@ -32,7 +32,8 @@ Status RankAgent::Open(const RankAgentOptions& options, const RankCache& cache) 
   records_ = std::make_unique<Region>(std::move(*records));
   KVRELAY_RETURN_IF_ERROR(OpenTransports(options, cache));
 
-  auto rpc = ZmqRpc::Create(loop_, counters_, {.listen = options.listen, .socket = {}});
+  auto rpc = ZmqRpc::Create(loop_, counters_,
+                            {.listen = options.listen, .curve = options.curve, .socket = {}});
   if (!rpc.has_value()) return rpc.error();
   rpc_ = std::move(*rpc);
   endpoint_ = rpc_->endpoint();
@@ -84,6 +85,11 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
     const bool wanted = options.transport == "auto" ? !kind.encrypts || options.curve != nullptr
                                                     : options.transport == name;
     if (!wanted) continue;
+    if (kind.open_ports && !options.trusted_data_network) {
+      transport_notes_.push_back("no " + name + ": the data network " + options.data_interface +
+                                 " is not trusted");
+      continue;
+    }
     auto made = kind.create(common);
     if (made.has_value()) {
       transport_notes_.push_back(name);

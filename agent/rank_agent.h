@@ -33,10 +33,12 @@ struct RankAgentOptions {
   std::string model_name;
   std::string listen;  // "tcp://127.0.0.1:0"
   std::string transport = "auto";
-  std::string run_dir;         // of this engine, mode 0700
-  std::string host_id;         // as in transport::Options
-  std::string data_interface;  // empty: loopback
-  // Null: no keys. `auto` takes zmq-packed only with some.
+  std::string run_dir;               // of this engine, mode 0700
+  std::string host_id;               // as in transport::Options
+  std::string data_interface;        // empty: loopback
+  bool trusted_data_network = true;  // else `auto` opens no ports there that do not ask for keys
+  // Who we are and whom we talk to, on calls and in zmq-packed, which `auto` takes only with it.
+  // Null: no keys.
   std::shared_ptr<const transport::CurveIdentity> curve;
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;

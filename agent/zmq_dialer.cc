@@ -15,18 +15,25 @@ namespace kvrelay::agent {
 namespace {
 
 constexpr int kMessagesPerRound = 64;
-constexpr int kConnectionEvents =
-    ZMQ_EVENT_CONNECTED | ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_DISCONNECTED;
+constexpr int kConnectionEvents = ZMQ_EVENT_CONNECTED | ZMQ_EVENT_CONNECT_RETRIED |
+                                  ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                                  ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                                  ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
 
 int64_t WholeMillis(Duration d) { return std::chrono::ceil<std::chrono::milliseconds>(d).count(); }
 
 }  // namespace
 
 struct ZmqDialer::Peer {
-  Peer(std::string endpoint, transport::ZmqSocket socket, transport::ZmqMonitor monitor)
-      : endpoint(std::move(endpoint)), socket(std::move(socket)), monitor(std::move(monitor)) {}
+  Peer(std::string endpoint, TimePoint started, transport::ZmqSocket socket,
+       transport::ZmqMonitor monitor)
+      : endpoint(std::move(endpoint)),
+        started(started),
+        socket(std::move(socket)),
+        monitor(std::move(monitor)) {}
 
   const std::string endpoint;
+  const TimePoint started;
   transport::ZmqSocket socket;
   transport::ZmqMonitor monitor;
   EventLoop::WatchId socket_watch = 0;
@@ -38,12 +45,14 @@ struct ZmqDialer::Peer {
 };
 
 ZmqDialer::ZmqDialer(std::shared_ptr<transport::ZmqContext> context, EventLoop& loop,
-                     Counters& counters, transport::ZmqSocketOptions options, Duration idle_close)
+                     Counters& counters, transport::ZmqSocketOptions options, Duration idle_close,
+                     std::shared_ptr<const transport::CurveIdentity> curve)
     : context_(std::move(context)),
       loop_(loop),
       counters_(counters),
       options_(options),
-      idle_close_(idle_close) {}
+      idle_close_(idle_close),
+      curve_(std::move(curve)) {}
 
 ZmqDialer::~ZmqDialer() {
   AbandonAll();
@@ -116,8 +125,9 @@ Result<std::shared_ptr<ZmqDialer::Peer>> ZmqDialer::Connect(const std::string& e
                            transport::ZmqSocket::Create(context_, ZMQ_DEALER, options_));
   KVRELAY_ASSIGN_OR_RETURN(transport::ZmqMonitor monitor,
                            transport::ZmqMonitor::Create(context_, socket, kConnectionEvents));
-  KVRELAY_RETURN_IF_ERROR(socket.Connect(endpoint));
-  auto peer = std::make_shared<Peer>(endpoint, std::move(socket), std::move(monitor));
+  KVRELAY_ASSIGN_OR_RETURN(const std::string address, UseKey(socket, endpoint));
+  KVRELAY_RETURN_IF_ERROR(socket.Connect(address));
+  auto peer = std::make_shared<Peer>(endpoint, loop_.Now(), std::move(socket), std::move(monitor));
   // Not shared with the watches, which live as long as the peer is in peers_.
   const std::weak_ptr<Peer> weak = peer;
   peer->socket_watch =
@@ -126,6 +136,41 @@ Result<std::shared_ptr<ZmqDialer::Peer>> ZmqDialer::Connect(const std::string& e
       loop_.WatchSocket(peer->monitor.get(), [this, weak] { OnConnectionEvents(weak.lock()); });
   peers_.emplace(endpoint, peer);
   return peer;
+}
+
+Result<std::string> ZmqDialer::UseKey(transport::ZmqSocket& socket, const std::string& endpoint) {
+  KVRELAY_ASSIGN_OR_RETURN(const auto at, transport::KeyedEndpoint::FromText(endpoint));
+  if (!at.key.has_value() && curve_ == nullptr) return at.endpoint;
+  if (!at.key.has_value()) {
+    return kvrelay::Error(Code::kRefused,
+                          endpoint + " names no key, and with keys we call nobody without one");
+  }
+  if (curve_ == nullptr) {
+    return kvrelay::Error(Code::kRefused, endpoint + " asks for a key, and we have none");
+  }
+  if (!curve_->Allows(*at.key)) {
+    return kvrelay::Error(Code::kRefused, "the key of " + endpoint + " is not one that we allow");
+  }
+  KVRELAY_RETURN_IF_ERROR(socket.BeCurveClient(*curve_, *at.key));
+  return at.endpoint;
+}
+
+Status ZmqDialer::HandshakeFailure(const Peer& peer, uint16_t what) const {
+  if (what == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
+    return {Code::kRefused,
+            peer.endpoint + " does not allow our key " + transport::KeyToText(curve_->public_key)};
+  }
+  // The monitor does not tell a handshake that took too long from one that was cut.
+  if (loop_.Now() - peer.started >= options_.handshake) {
+    return {Code::kPeerUnreachable, peer.endpoint + " did not finish the handshake in " +
+                                        std::to_string(WholeMillis(options_.handshake)) + " ms"};
+  }
+  if (curve_ == nullptr) {  // perhaps it only died just then
+    return {Code::kPeerUnreachable, peer.endpoint +
+                                        " broke the connection in its handshake: does it ask for "
+                                        "keys (tcp://HOST:PORT#KEY and --key_file)?"};
+  }
+  return {Code::kRefused, "who listens at " + peer.endpoint + " does not have that key"};
 }
 
 void ZmqDialer::OnReadable(const std::shared_ptr<Peer>& peer) {
@@ -143,6 +188,10 @@ void ZmqDialer::OnConnectionEvents(const std::shared_ptr<Peer>& peer) {
     if (!event) return;
     if (event->what == ZMQ_EVENT_CONNECTED) {
       peer->connected = true;
+    } else if (event->what == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH ||
+               event->what == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ||
+               event->what == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) {
+      Drop(peer, HandshakeFailure(*peer, event->what));
     } else if (event->what == ZMQ_EVENT_DISCONNECTED || event->what == ZMQ_EVENT_CONNECT_RETRIED) {
       // What the peer answered before it went away counts.
       OnReadable(peer);

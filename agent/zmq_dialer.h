@@ -27,7 +27,8 @@ class ZmqDialer {
   static constexpr size_t kMaxCalls = 65536;
 
   ZmqDialer(std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, Counters& counters,
-            transport::ZmqSocketOptions options, Duration idle_close);
+            transport::ZmqSocketOptions options, Duration idle_close,
+            std::shared_ptr<const transport::CurveIdentity> curve);
   ~ZmqDialer();
   ZmqDialer(const ZmqDialer&) = delete;
   ZmqDialer& operator=(const ZmqDialer&) = delete;
@@ -52,6 +53,11 @@ class ZmqDialer {
   };
 
   Result<std::shared_ptr<Peer>> Connect(const std::string& endpoint);
+  // Sets the socket up for the key that the endpoint names, or refuses to call who has none or
+  // another than we allow; returns the endpoint without it.
+  Result<std::string> UseKey(transport::ZmqSocket& socket, const std::string& endpoint);
+  // Why a connection ended in its handshake.
+  Status HandshakeFailure(const Peer& peer, uint16_t what) const;
   void OnReadable(const std::shared_ptr<Peer>& peer);
   void OnConnectionEvents(const std::shared_ptr<Peer>& peer);
   void OnMessage(const std::shared_ptr<Peer>& peer, const transport::ZmqMessage& message);
@@ -68,6 +74,7 @@ class ZmqDialer {
   Counters& counters_;
   const transport::ZmqSocketOptions options_;
   const Duration idle_close_;
+  const std::shared_ptr<const transport::CurveIdentity> curve_;  // null: no keys
 
   Rpc::CallId next_call_ = 1;
   std::unordered_map<Rpc::CallId, PendingCall> calls_;

@@ -21,6 +21,14 @@ std::string BadMessages(std::string_view reason) {
   return "kvrelay_bad_messages_total{reason=\"" + std::string(reason) + "\"}";
 }
 
+// `reason`: the monitor's. Where one side has keys and the other none, which of them ends the
+// handshake first is chance, and so is what we hear.
+std::string_view WhatIsWrong(int reason, bool with_keys) {
+  if (reason == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC) return "expects another key here";
+  return with_keys ? "has no key, or does not speak ZeroMQ"
+                   : "does not speak ZeroMQ, or asks for a key";
+}
+
 }  // namespace
 
 class ZmqListener::Request final : public Responder {
@@ -113,40 +121,58 @@ class ZmqListener::Request final : public Responder {
 
 Result<std::shared_ptr<ZmqListener>> ZmqListener::Create(
     std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, Counters& counters,
-    const std::string& endpoint, const transport::ZmqSocketOptions& options) {
+    const std::string& endpoint, const transport::ZmqSocketOptions& options,
+    std::shared_ptr<const transport::CurveIdentity> curve) {
   KVRELAY_ASSIGN_OR_RETURN(transport::ZmqSocket socket,
                            transport::ZmqSocket::Create(context, ZMQ_ROUTER, options));
   KVRELAY_ASSIGN_OR_RETURN(transport::ZmqMonitor monitor,
                            transport::ZmqMonitor::Create(context, socket, kConnectionEvents));
-  KVRELAY_ASSIGN_OR_RETURN(std::string real, socket.Bind(endpoint));
-  std::shared_ptr<ZmqListener> listener(
-      new ZmqListener(loop, counters, std::move(socket), std::move(monitor), std::move(real)));
+  transport::KeyedEndpoint at;
+  std::optional<transport::ZapHandler> zap;
+  if (curve != nullptr) {
+    at.key = curve->public_key;
+    KVRELAY_RETURN_IF_ERROR(socket.BeCurveServer(*curve));
+    KVRELAY_ASSIGN_OR_RETURN(zap, transport::ZapHandler::Create(context, std::move(curve)));
+  }
+  KVRELAY_ASSIGN_OR_RETURN(at.endpoint, socket.Bind(endpoint));
+  std::shared_ptr<ZmqListener> listener(new ZmqListener(
+      loop, counters, std::move(socket), std::move(monitor), at.ToText(), std::move(zap)));
   listener->StartWatching();
   return listener;
 }
 
 ZmqListener::ZmqListener(EventLoop& loop, Counters& counters, transport::ZmqSocket socket,
-                         transport::ZmqMonitor monitor, std::string endpoint)
+                         transport::ZmqMonitor monitor, std::string endpoint,
+                         std::optional<transport::ZapHandler> zap)
     : loop_(loop),
       counters_(counters),
       socket_(std::move(socket)),
       monitor_(std::move(monitor)),
+      zap_(std::move(zap)),
       endpoint_(std::move(endpoint)) {}
 
 void ZmqListener::StartWatching() {
   socket_watch_ = loop_.WatchSocket(socket_.get(), [this] { OnReadable(); });
   monitor_watch_ = loop_.WatchSocket(monitor_.get(), [this] { OnConnectionEvents(); });
+  if (zap_.has_value()) {
+    zap_watch_ = loop_.WatchSocket(zap_->socket().get(), [this] { ServeZap(); });
+  }
 }
 
 ZmqListener::~ZmqListener() {
   loop_.Unwatch(socket_watch_);
   loop_.Unwatch(monitor_watch_);
+  loop_.Unwatch(zap_watch_);
   // Let go of after the loop: such a function may hold its request, and others.
   std::vector<std::function<void()>> never_run;
   for (const auto& [key, request] : requests_) {
     loop_.Cancel(request->deadline);
     never_run.push_back(request->TakeOnCancel());
   }
+}
+
+void ZmqListener::ServeZap() {
+  for (size_t refused = zap_->Serve(); refused > 0; --refused) counters_.Add(BadMessages("key"));
 }
 
 void ZmqListener::Handle(proto::Type type, Rpc::Handler handler) {
@@ -168,9 +194,9 @@ void ZmqListener::OnReadable() {
 void ZmqListener::OnConnectionEvents() {
   while (const std::optional<transport::ZmqMonitor::Event> event = monitor_.Receive()) {
     if (event->what == ZMQ_EVENT_ACCEPTED) {
-      connections_[event->connection];
+      connections_[event->value];
     } else if (event->what == ZMQ_EVENT_DISCONNECTED) {
-      auto closed = connections_.extract(event->connection);
+      auto closed = connections_.extract(event->value);
       if (closed.empty()) continue;
       // By key: what runs on one's cancelling may end others.
       std::vector<RequestKey> keys;
@@ -178,7 +204,8 @@ void ZmqListener::OnConnectionEvents() {
       for (const RequestKey& key : keys) CancelRequest(key);
     } else {
       counters_.Add(BadMessages("handshake"));
-      LOG_EVERY_T(WARNING, 1) << endpoint_ << ": a connection that does not speak ZeroMQ";
+      LOG_EVERY_T(WARNING, 1) << endpoint_ << ": refused a connection that "
+                              << WhatIsWrong(event->value, zap_.has_value());
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -20,6 +21,7 @@
 #include "agent/event_loop.h"
 #include "agent/rpc.h"
 #include "proto/envelope.h"
+#include "transport/zap_handler.h"
 #include "transport/zmq_socket.h"
 
 namespace kvrelay::agent {
@@ -30,10 +32,11 @@ class ZmqListener : public std::enable_shared_from_this<ZmqListener> {
   // More requests in progress than this are answered kOverloaded.
   static constexpr size_t kMaxRequests = 16384;
 
-  static Result<std::shared_ptr<ZmqListener>> Create(std::shared_ptr<transport::ZmqContext> context,
-                                                     EventLoop& loop, Counters& counters,
-                                                     const std::string& endpoint,
-                                                     const transport::ZmqSocketOptions& options);
+  // `curve`: who may connect; null: anybody, without a key.
+  static Result<std::shared_ptr<ZmqListener>> Create(
+      std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, Counters& counters,
+      const std::string& endpoint, const transport::ZmqSocketOptions& options,
+      std::shared_ptr<const transport::CurveIdentity> curve);
   ~ZmqListener();
   ZmqListener(const ZmqListener&) = delete;
   ZmqListener& operator=(const ZmqListener&) = delete;
@@ -46,10 +49,12 @@ class ZmqListener : public std::enable_shared_from_this<ZmqListener> {
   using RequestKey = std::pair<std::string, uint64_t>;  // identity of the connection, call id
 
   ZmqListener(EventLoop& loop, Counters& counters, transport::ZmqSocket socket,
-              transport::ZmqMonitor monitor, std::string endpoint);
+              transport::ZmqMonitor monitor, std::string endpoint,
+              std::optional<transport::ZapHandler> zap);
   void StartWatching();
   void OnReadable();
   void OnConnectionEvents();
+  void ServeZap();
   void OnMessage(const transport::ZmqMessage& message);
   void Serve(const transport::ZmqMessage& message, const proto::Envelope& envelope);
   void Reject(const transport::ZmqMessage& message, const proto::BadEnvelope& bad);
@@ -65,9 +70,11 @@ class ZmqListener : public std::enable_shared_from_this<ZmqListener> {
   Counters& counters_;
   transport::ZmqSocket socket_;
   transport::ZmqMonitor monitor_;
+  std::optional<transport::ZapHandler> zap_;  // with keys
   const std::string endpoint_;
   EventLoop::WatchId socket_watch_ = 0;
   EventLoop::WatchId monitor_watch_ = 0;
+  EventLoop::WatchId zap_watch_ = 0;
 
   std::array<Rpc::Handler, 256> handlers_;  // by proto::Type
   // In progress: neither finally answered nor cancelled. Each Request takes itself out.

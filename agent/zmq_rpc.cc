@@ -14,8 +14,8 @@ Result<std::unique_ptr<ZmqRpc>> ZmqRpc::Create(EventLoop& loop, Counters& counte
   if (!options.listen.empty()) {
     transport::ZmqSocketOptions socket = options.socket;
     socket.linger = options.linger;
-    KVRELAY_ASSIGN_OR_RETURN(listener,
-                             ZmqListener::Create(context, loop, counters, options.listen, socket));
+    KVRELAY_ASSIGN_OR_RETURN(listener, ZmqListener::Create(context, loop, counters, options.listen,
+                                                           socket, options.curve));
   }
   return std::unique_ptr<ZmqRpc>(
       new ZmqRpc(std::move(context), loop, counters, options, std::move(listener)));
@@ -25,7 +25,8 @@ ZmqRpc::ZmqRpc(std::shared_ptr<transport::ZmqContext> context, EventLoop& loop, 
                const Options& options, std::shared_ptr<ZmqListener> listener)
     : context_(context),
       listener_(std::move(listener)),
-      dialer_(std::move(context), loop, counters, options.socket, options.idle_close) {}
+      dialer_(std::move(context), loop, counters, options.socket, options.idle_close,
+              options.curve) {}
 
 ZmqRpc::~ZmqRpc() = default;
 

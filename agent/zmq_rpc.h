@@ -20,6 +20,10 @@ class ZmqRpc final : public Rpc {
  public:
   struct Options {
     std::string listen;  // "tcp://host:port", port 0: any; empty: only calls
+    // Keys: only who has an allowed one may call, and only endpoints that name an allowed one
+    // (transport::KeyedEndpoint) are called; what crosses is encrypted. Null: no keys; endpoints
+    // that name one are not called.
+    std::shared_ptr<const transport::CurveIdentity> curve;
     transport::ZmqSocketOptions socket;
     Duration linger = Millis(200);                   // of answers at the end
     Duration idle_close = std::chrono::seconds(60);  // connections without a call
@@ -30,7 +34,8 @@ class ZmqRpc final : public Rpc {
                                                 Options options);
   ~ZmqRpc() override;
 
-  // Where it listens, with the real port; empty when it does not.
+  // Where it listens, with the real port and our public key if there is one; empty when it does
+  // not.
   std::string endpoint() const;
   // Open DEALERs.
   size_t connections() const { return dialer_.connections(); }

@@ -32,11 +32,17 @@ Result<CurveKey> KeyFromText(std::string_view text) {
   return key;
 }
 
-CurveIdentity NewCurveIdentity() {
+CurveIdentity IdentityOf(const CurveKey& secret_key) {
   CurveIdentity identity;
-  RandomBytes(std::as_writable_bytes(std::span(identity.secret_key)));
+  identity.secret_key = secret_key;
   crypto_scalarmult_base(identity.public_key.data(), identity.secret_key.data());
   return identity;
+}
+
+CurveIdentity NewCurveIdentity() {
+  CurveKey secret_key;
+  RandomBytes(std::as_writable_bytes(std::span(secret_key)));
+  return IdentityOf(secret_key);
 }
 
 std::string KeyedEndpoint::ToText() const {

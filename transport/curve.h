@@ -31,6 +31,8 @@ struct CurveIdentity {
   }
 };
 
+// The key pair that a secret key belongs to; allows nobody else.
+CurveIdentity IdentityOf(const CurveKey& secret_key);
 // A new key pair; allows nobody else.
 CurveIdentity NewCurveIdentity();
 

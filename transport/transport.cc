@@ -34,8 +34,8 @@ std::span<const TransportKind> TransportKinds() {
   // host a system call each: short runs go packed even so.
   static constexpr std::array<TransportKind, 4> kKinds = {
       {{"mapped", CreateMapped},
-       {"ucx-get", CreateUcxGet},
-       {"ucx-packed", CreateUcxPacked},
+       {.name = "ucx-get", .create = CreateUcxGet, .open_ports = true},
+       {.name = "ucx-packed", .create = CreateUcxPacked, .open_ports = true},
        {.name = "zmq-packed", .create = CreateZmqPacked, .encrypts = true}}};
   return kKinds;
 }

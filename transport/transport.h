@@ -239,6 +239,8 @@ Result<std::unique_ptr<Transport>> CreateZmqPacked(Options options);
 struct TransportKind {
   std::string_view name;
   Result<std::unique_ptr<Transport>> (*create)(Options options) = nullptr;
+  // Listens on the data network for anybody who reaches it.
+  bool open_ports = false;
   // Encrypts, which costs most of the speed: chosen by itself only where there are keys.
   bool encrypts = false;
 };

@@ -279,7 +279,7 @@ std::optional<ZmqMonitor::Event> ZmqMonitor::Receive() {
     std::memcpy(&event.what, bytes.data(), sizeof(event.what));
     std::memcpy(&value, bytes.data() + sizeof(event.what), sizeof(value));
   }
-  event.connection = value;
+  event.value = value;
   for (bool more = frame.more(); more;) {
     ZmqFrame rest;
     more = ReceiveFrom(pair_, rest) && rest.more();

@@ -121,8 +121,10 @@ class ZmqSocket {
 class ZmqMonitor {
  public:
   struct Event {
-    uint16_t what = 0;    // ZMQ_EVENT_*
-    int connection = -1;  // descriptor, for the events that have one
+    uint16_t what = 0;  // ZMQ_EVENT_*
+    // Accepted, disconnected: the connection's descriptor. A handshake that failed: why
+    // (ZMQ_PROTOCOL_ERROR_*).
+    int value = -1;
   };
 
   static Result<ZmqMonitor> Create(std::shared_ptr<ZmqContext> context, ZmqSocket& socket,

@@ -108,6 +108,19 @@ TEST(Endpoints, AreReadWithAndWithoutTheScheme) {
   EXPECT_EQ(ParseEndpoint("tcp://[::1]:0", AnyPort::kAllowed).value().ToString(), "tcp://[::1]:0");
 }
 
+TEST(Endpoints, MayNameAKey) {
+  const std::string key = transport::KeyToText(transport::NewCurveIdentity().public_key);
+  const auto endpoint = ParseEndpoint("[::1]:7601#" + key, AnyPort::kForbidden);
+  ASSERT_TRUE(endpoint) << endpoint.error().ToString();
+  EXPECT_EQ(endpoint->host, "::1");
+  EXPECT_EQ(endpoint->ToString(), "tcp://[::1]:7601#" + key);
+  EXPECT_EQ(ParseEndpoint("tcp://a:1", AnyPort::kForbidden)->key, std::nullopt);
+  for (const std::string bad : {"tcp://a:1#", "tcp://a:1#short", "tcp://a:1##"}) {
+    EXPECT_THAT(ParseEndpoint(bad, AnyPort::kForbidden).error().message(),
+                HasSubstr("is not a public key"));
+  }
+}
+
 TEST(Endpoints, BadOnesAreQuoted) {
   for (const char* bad : {"", "tcp://", "127.0.0.1", "tcp://127.0.0.1", "tcp://:7", "udp://a:1",
                           "tcp://a:65536", "tcp://a:x", "tcp://a:0", "tcp://::1:7", "a b:1"}) {

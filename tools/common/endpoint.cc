@@ -8,7 +8,10 @@ namespace kvrelay::tools {
 
 std::string Endpoint::ToString() const {
   const bool is_ipv6 = host.find(':') != std::string::npos;
-  return "tcp://" + (is_ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+  return transport::KeyedEndpoint{
+      .endpoint = "tcp://" + (is_ipv6 ? "[" + host + "]" : host) + ":" + std::to_string(port),
+      .key = key}
+      .ToText();
 }
 
 bool Endpoint::IsLoopback() const {
@@ -18,7 +21,8 @@ bool Endpoint::IsLoopback() const {
 bool Endpoint::IsWildcard() const { return host == "*" || host == "0.0.0.0" || host == "::"; }
 
 Result<Endpoint> ParseEndpoint(std::string_view text, AnyPort any_port) {
-  std::string_view rest = text;
+  KVRELAY_ASSIGN_OR_RETURN(const auto keyed, transport::KeyedEndpoint::FromText(text));
+  std::string_view rest = keyed.endpoint;
   if (rest.starts_with("tcp://")) rest.remove_prefix(6);
   const size_t colon = rest.rfind(':');
   std::string_view host = rest.substr(0, colon);
@@ -35,7 +39,8 @@ Result<Endpoint> ParseEndpoint(std::string_view text, AnyPort any_port) {
     return Error(Code::kInvalidArgument,
                  "'" + std::string(text) + "' is no endpoint: write tcp://HOST:PORT");
   }
-  return Endpoint{.host = std::string(host), .port = static_cast<uint16_t>(*port)};
+  return Endpoint{
+      .host = std::string(host), .port = static_cast<uint16_t>(*port), .key = keyed.key};
 }
 
 Result<std::vector<Endpoint>> ParseEndpoints(std::string_view text) {

@@ -20,9 +20,10 @@ void Append(Answer& answer, proto::GenerateReply reply, const OnTokens& on_token
 
 }  // namespace
 
-Result<Answer> GenerateRemotely(const std::string& endpoint, const proto::Generate& request,
-                                const StopSignals& signals, const OnTokens& on_tokens) {
-  KVRELAY_ASSIGN_OR_RETURN(Asker asker, Asker::Open(endpoint));
+Result<Answer> GenerateRemotely(const std::string& endpoint, const KeyFlags& keys,
+                                const proto::Generate& request, const StopSignals& signals,
+                                const OnTokens& on_tokens) {
+  KVRELAY_ASSIGN_OR_RETURN(Asker asker, Asker::Open(endpoint, keys));
   const WhenStopped interrupt(signals, [&asker] { asker.client().Interrupt(); });
   Answer answer;
   const auto on_more = [&](std::string_view body) -> Status {

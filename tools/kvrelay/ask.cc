@@ -5,9 +5,11 @@
 
 namespace kvrelay::tools {
 
-Result<Asker> Asker::Open(const std::string& endpoint) {
+Result<Asker> Asker::Open(const std::string& endpoint, const KeyFlags& keys) {
   KVRELAY_ASSIGN_OR_RETURN(const Endpoint at, ParseEndpoint(endpoint, AnyPort::kForbidden));
-  KVRELAY_ASSIGN_OR_RETURN(agent::Client client, agent::Client::Connect(at.ToString()));
+  KVRELAY_ASSIGN_OR_RETURN(auto identity, keys.Load({&at, 1}));
+  KVRELAY_ASSIGN_OR_RETURN(agent::Client client,
+                           agent::Client::Connect(at.ToString(), std::move(identity)));
   return Asker(at.ToString(), std::move(client));
 }
 

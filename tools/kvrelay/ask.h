@@ -9,14 +9,15 @@
 #include "proto/codec.h"
 #include "proto/messages.h"
 #include "tools/common/flags.h"
+#include "tools/common/keys.h"
 
 namespace kvrelay::tools {
 
 // Owned by one thread at a time.
 class Asker {
  public:
-  // kInvalidArgument when `endpoint` is none. Does not connect yet.
-  static Result<Asker> Open(const std::string& endpoint);
+  // kInvalidArgument when `endpoint` is none, or what KeyFlags::Load says. Does not connect yet.
+  static Result<Asker> Open(const std::string& endpoint, const KeyFlags& keys);
 
   const std::string& endpoint() const { return endpoint_; }
   agent::Client& client() { return client_; }

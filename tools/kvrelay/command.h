@@ -13,6 +13,7 @@ int GenerateCommand(CommandArgs args);
 int InspectCommand(CommandArgs args);
 int HealthCommand(CommandArgs args);
 int PingCommand(CommandArgs args);
+int KeygenCommand(CommandArgs args);
 int DemoCommand(CommandArgs args);
 int BenchCommand(CommandArgs args);
 

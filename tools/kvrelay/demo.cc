@@ -156,7 +156,7 @@ Result<bool> Play(DemoOptions options, const StopSignals& signals) {
 
   Stage stage(requests, paint);
   const Ask ask_daemons = [&](const proto::Generate& request, const OnTokens& on_tokens) {
-    return GenerateRemotely(daemons.decode().endpoint, request, signals, on_tokens);
+    return GenerateRemotely(daemons.decode().endpoint, {}, request, signals, on_tokens);
   };
   KVRELAY_RETURN_IF_ERROR(AskAll(requests, ask_daemons, &DemoRequest::answer,
                                  options.json ? nullptr : &stage,

@@ -73,7 +73,7 @@ int GenerateCommand(CommandArgs args) {
       return Fail(flags, options, engine.error(), SetupExitCodeOf(engine.error().code()));
     answer = engine->Generate(options.request, *signals, on_tokens);
   } else {
-    answer = GenerateRemotely(options.decode, options.request, *signals, on_tokens);
+    answer = GenerateRemotely(options.decode, options.keys, options.request, *signals, on_tokens);
   }
   if (!answer) {
     const Code code = answer.error().code();

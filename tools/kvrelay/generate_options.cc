@@ -40,7 +40,8 @@ void GenerateOptions::Declare(FlagSet& flags) {
   request.max_new_tokens = 64;
   request.timeout_ms = 60'000;
   flags.Section("Where");
-  flags.Text("decode", &decode, "ENDPOINT", "decode daemon, tcp://HOST:PORT");
+  flags.Text("decode", &decode, "ENDPOINT", "decode daemon, tcp://HOST:PORT[#KEY]");
+  keys.Declare(flags);
   flags.Switch("local", &local, "in this process with --model=DIR, without any transfer");
   flags.Section("Prompt");
   flags.Text("prompt", &request.prompt_text, "TEXT", "prompt, for models with a text codec");

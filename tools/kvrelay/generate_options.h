@@ -7,11 +7,13 @@
 #include "proto/messages.h"
 #include "tools/common/engine_flags.h"
 #include "tools/common/flags.h"
+#include "tools/common/keys.h"
 
 namespace kvrelay::tools {
 
 struct GenerateOptions {
   std::string decode;  // endpoint; empty with --local
+  KeyFlags keys;
   bool local = false;
   EngineFlags engine;  // --local only
   proto::Generate request;

@@ -5,6 +5,7 @@
 #include "proto/codec.h"
 #include "tools/common/endpoint.h"
 #include "tools/common/exit_code.h"
+#include "tools/common/keys.h"
 #include "tools/common/output.h"
 #include "tools/common/start.h"
 #include "tools/kvrelay/ask.h"
@@ -15,6 +16,7 @@ namespace {
 
 struct HealthOptions {
   std::string endpoint;
+  KeyFlags keys;
   bool live = false;
   bool json = false;
   uint32_t timeout_ms = 2000;
@@ -38,13 +40,14 @@ int HealthCommand(CommandArgs args) {
                 "control thread\n"
                 "answers), 5 draining or without a usable prefill daemon, 3 no answer.",
                 "kvrelay health tcp://127.0.0.1:7601");
-  flags.Argument("ENDPOINT", &options.endpoint, "a daemon's front, tcp://HOST:PORT");
+  flags.Argument("ENDPOINT", &options.endpoint, "a daemon's front, tcp://HOST:PORT[#KEY]");
   flags.Switch("live", &options.live, "any answer will do");
   flags.Switch("json", &options.json, "one object on stdout");
   AddTimeoutFlag(flags, &options.timeout_ms);
+  options.keys.Declare(flags);
   if (const auto done = ParseOrFinish(flags, args)) return *done;
 
-  Result<Asker> asker = Asker::Open(options.endpoint);
+  Result<Asker> asker = Asker::Open(options.endpoint, options.keys);
   if (!asker) return FailUsage(flags, asker.error(), options.json);
   const auto reply = asker->Ask<proto::HealthReply>(proto::Type::kHealth, proto::Empty{},
                                                     Millis(options.timeout_ms));

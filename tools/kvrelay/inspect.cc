@@ -4,6 +4,7 @@
 #include "tools/common/describe.h"
 #include "tools/common/describe_text.h"
 #include "tools/common/exit_code.h"
+#include "tools/common/keys.h"
 #include "tools/common/output.h"
 #include "tools/common/start.h"
 #include "tools/common/stop_signals.h"
@@ -17,6 +18,7 @@ constexpr Duration kRefresh = std::chrono::seconds(1);
 
 struct InspectOptions {
   std::string endpoint;
+  KeyFlags keys;
   bool json = false;
   bool watch = false;
   uint32_t timeout_ms = 2000;
@@ -41,14 +43,15 @@ int InspectCommand(CommandArgs args) {
                 "prefixes, counters\n"
                 "and effective flags.",
                 "kvrelay inspect tcp://127.0.0.1:7601 --watch");
-  flags.Argument("ENDPOINT", &options.endpoint, "a daemon's front, tcp://HOST:PORT");
+  flags.Argument("ENDPOINT", &options.endpoint, "a daemon's front, tcp://HOST:PORT[#KEY]");
   flags.Switch("json", &options.json,
                "the daemon's own description as JSON; with --watch one object a line");
   flags.Switch("watch", &options.watch, "looks again every second until ^C");
   AddTimeoutFlag(flags, &options.timeout_ms);
+  options.keys.Declare(flags);
   if (const auto done = ParseOrFinish(flags, args)) return *done;
 
-  Result<Asker> asker = Asker::Open(options.endpoint);
+  Result<Asker> asker = Asker::Open(options.endpoint, options.keys);
   if (!asker) return FailUsage(flags, asker.error(), options.json);
   const Result<StopSignals> signals = StopSignals::Install(kExitCancelled);
   if (!signals) {

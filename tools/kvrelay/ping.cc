@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tools/common/exit_code.h"
+#include "tools/common/keys.h"
 #include "tools/common/output.h"
 #include "tools/common/start.h"
 #include "tools/common/stop_signals.h"
@@ -20,6 +21,7 @@ using std::chrono::steady_clock;
 
 struct PingOptions {
   std::string endpoint;
+  KeyFlags keys;
   uint32_t count = 100;
   bool json = false;
   uint32_t timeout_ms = 2000;
@@ -84,13 +86,14 @@ int PingCommand(CommandArgs args) {
   FlagSet flags("kvrelay ping ENDPOINT [flags]",
                 "Connects to a daemon and measures round trips to its control thread.",
                 "kvrelay ping tcp://127.0.0.1:7601 --count=1000");
-  flags.Argument("ENDPOINT", &options.endpoint, "a daemon's front, tcp://HOST:PORT");
+  flags.Argument("ENDPOINT", &options.endpoint, "a daemon's front, tcp://HOST:PORT[#KEY]");
   flags.Whole("count", &options.count, 1, 1'000'000, "round trips after the first");
   flags.Switch("json", &options.json, "one object on stdout");
   AddTimeoutFlag(flags, &options.timeout_ms);
+  options.keys.Declare(flags);
   if (const auto done = ParseOrFinish(flags, args)) return *done;
 
-  Result<Asker> asker = Asker::Open(options.endpoint);
+  Result<Asker> asker = Asker::Open(options.endpoint, options.keys);
   if (!asker) return FailUsage(flags, asker.error(), options.json);
   const Result<StopSignals> signals = StopSignals::Install(kExitCancelled);
   if (!signals) {

@@ -94,6 +94,8 @@ Status Daemon::OpenAgent(const DaemonOptions& options) {
   to.host_id = options.host_id;
   to.data_interface = options.data_interface;
   to.caps = {.bytes_per_s = options.max_bytes_per_s, .inflight_bytes = options.max_inflight_bytes};
+  to.trusted_data_network = options.DataNetworkIsTrusted();
+  to.curve = options.identity;
   to.spin = std::chrono::microseconds(options.spin_us);
   to.lease_ttl = Millis(options.lease_ttl_ms);
   for (const Endpoint& prefill : options.prefill_workers) to.prefill.push_back(prefill.ToString());

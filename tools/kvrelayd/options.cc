@@ -44,9 +44,11 @@ void DaemonOptions::Declare(FlagSet& flags) {
   flags.Text("listen", &listen, "tcp://HOST:PORT", "front endpoint; port 0 takes any");
   flags.Text("advertise", &advertise, "tcp://HOST:PORT",
              "front endpoint as others reach it; needed when --listen is a wildcard");
-  flags.Text("prefill", &prefill, "ENDPOINT,...", "prefill daemons of a decode daemon");
+  flags.Text("prefill", &prefill, "ENDPOINT,...",
+             "prefill daemons of a decode daemon, tcp://HOST:PORT[#KEY]");
   flags.Whole("rank_ports", &rank_ports, 0, 65535,
               "port of rank 1, the next ranks follow (rank 0 has --listen); 0 takes any");
+  keys.Declare(flags);
   flags.Switch("insecure", &insecure, "listens off loopback without keys");
   flags.Text("engine_id", &engine_id, "HEX",
              "32 hexadecimal digits that survive restarts; random when empty");
@@ -56,8 +58,8 @@ void DaemonOptions::Declare(FlagSet& flags) {
   for (const auto& kind : transport::TransportKinds()) transports.emplace_back(kind.name);
   flags.Choice(
       "transport", &transport, transports,
-      "how the cache is pulled; auto takes the first that works, per peer, but zmq-packed, which "
-      "encrypts, only by name");
+      "how the cache is pulled; auto takes the first that works, per peer, and zmq-packed, which "
+      "encrypts, only with keys");
   flags.Whole("lease_ttl_ms", &lease_ttl_ms, 100, proto::kMaxDurationMs,
               "how long an offered cache waits for its reader, in milliseconds");
   flags.Whole("pull_timeout_ms", &pull_timeout_ms, 1, proto::kMaxDurationMs,
@@ -70,7 +72,8 @@ void DaemonOptions::Declare(FlagSet& flags) {
   flags.Text("data_interface", &data_interface, "NAME",
              "network interface of UCX and of zmq-packed; loopback when empty");
   flags.Switch("trusted_data_network", &trusted_data_network,
-               "lets UCX, whose ports are not authenticated, listen off loopback");
+               "lets UCX, whose ports are not authenticated, listen off loopback; without it, and "
+               "with keys, zmq-packed takes its place there");
   flags.Text("run_dir", &run_dir, "DIR",
              "folder (mode 0700) of the sockets by which daemons of one host share memory");
   flags.Whole(
@@ -87,6 +90,28 @@ void DaemonOptions::Declare(FlagSet& flags) {
   AddLogFlag(flags, &log_level);
 }
 
+bool DaemonOptions::DataNetworkIsTrusted() const {
+  return trusted_data_network || data_interface.empty() || data_interface == "lo";
+}
+
+Status DaemonOptions::CheckUntrustedDataNetwork() const {
+  const std::string interface = "--data_interface=" + data_interface;
+  if (identity == nullptr) {
+    return Error(Code::kInvalidArgument,
+                 interface +
+                     " opens ports to that network that anybody who reaches them can use; "
+                     "--key_file=FILE ends that, --trusted_data_network allows it");
+  }
+  for (const auto& kind : transport::TransportKinds()) {
+    if (kind.name != transport || !kind.open_ports) continue;
+    return Error(Code::kInvalidArgument,
+                 interface + " with --transport=" + transport +
+                     " opens UCX's unauthenticated ports to that network; "
+                     "--trusted_data_network allows that, --transport=zmq-packed does without");
+  }
+  return Status::Ok();
+}
+
 Status DaemonOptions::Check() {
   if (role.empty())
     return Error(Code::kInvalidArgument, "--role=prefill or --role=decode is needed");
@@ -97,6 +122,7 @@ Status DaemonOptions::Check() {
   const Result<Endpoint> at = ParseEndpoint(listen, AnyPort::kAllowed);
   if (!at) return at.error().Wrap("--listen");
   listen_at = advertise_at = *at;
+  if (at->key) return Error(Code::kInvalidArgument, "--listen takes no #KEY: --key_file has it");
   if (!advertise.empty()) {
     const Result<Endpoint> reached_at = ParseEndpoint(advertise, AnyPort::kAllowed);
     if (!reached_at) return reached_at.error().Wrap("--advertise");
@@ -104,24 +130,15 @@ Status DaemonOptions::Check() {
       return Error(Code::kInvalidArgument,
                    "--advertise=" + advertise + " is a wildcard: nobody can connect to that");
     }
+    if (reached_at->key) {
+      return Error(Code::kInvalidArgument, "--advertise takes no #KEY: --key_file has it");
+    }
     advertise_at = *reached_at;
   } else if (listen_at.IsWildcard()) {
     return Error(Code::kInvalidArgument,
                  "--listen=" + listen +
                      " is a wildcard: --advertise=tcp://HOST:PORT must say how others reach it");
   }
-  if (!listen_at.IsLoopback() && !insecure) {
-    return Error(Code::kInvalidArgument,
-                 "--listen=" + listen +
-                     " is not loopback and there are no keys: anybody who reaches it can "
-                     "use it; --insecure allows that");
-  }
-  if (!data_interface.empty() && data_interface != "lo" && !trusted_data_network) {
-    return Error(Code::kInvalidArgument, "--data_interface=" + data_interface +
-                                             " opens UCX's unauthenticated ports to that network; "
-                                             "--trusted_data_network allows that");
-  }
-
   const Result<std::vector<Endpoint>> workers = ParseEndpoints(prefill);
   if (!workers) return workers.error().Wrap("--prefill");
   prefill_workers = *workers;
@@ -131,6 +148,17 @@ Status DaemonOptions::Check() {
   if (role == "prefill" && !prefill_workers.empty()) {
     return Error(Code::kInvalidArgument, "--prefill goes with --role=decode");
   }
+  const Result<std::shared_ptr<const transport::CurveIdentity>> own = keys.Load(prefill_workers);
+  if (!own) return own.error();
+  identity = *own;
+  if (!listen_at.IsLoopback() && identity == nullptr && !insecure) {
+    return Error(Code::kInvalidArgument,
+                 "--listen=" + listen +
+                     " is not loopback and there are no keys: anybody who reaches it can "
+                     "use it; --key_file=FILE ends that, --insecure allows it");
+  }
+  if (!DataNetworkIsTrusted()) KVRELAY_RETURN_IF_ERROR(CheckUntrustedDataNetwork());
+
   const engine::EngineOptions& ranks = engine.options;
   if (rank_ports != 0 && rank_ports + uint64_t{ranks.tp} * ranks.pp - 2 > 65535) {
     return Error(Code::kInvalidArgument, "--rank_ports=" + std::to_string(rank_ports) +

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,8 @@
 #include "tools/common/endpoint.h"
 #include "tools/common/engine_flags.h"
 #include "tools/common/flags.h"
+#include "tools/common/keys.h"
+#include "transport/curve.h"
 
 namespace kvrelay::tools {
 
@@ -23,6 +26,7 @@ struct DaemonOptions {
   std::string engine_id;    // 32 hex digits; empty: random
   uint32_t rank_ports = 0;  // rank r > 0 binds rank_ports + r - 1; 0: any
   bool insecure = false;
+  KeyFlags keys;
 
   std::string transport = "auto";
   std::string host_id;  // empty: the kernel's boot id
@@ -43,11 +47,17 @@ struct DaemonOptions {
   void Declare(FlagSet& flags);
   // Refuses what does not go together; sets the parsed fields below.
   Status Check();
+  // Loopback, or said to be.
+  bool DataNetworkIsTrusted() const;
 
   Endpoint listen_at;
   Endpoint advertise_at;  // port 0: the one that was bound
   std::vector<Endpoint> prefill_workers;
   EngineId id;
+  std::shared_ptr<const transport::CurveIdentity> identity;  // null: no keys
+
+ private:
+  Status CheckUntrustedDataNetwork() const;
 };
 
 // $XDG_RUNTIME_DIR/kvrelay, else /tmp/kvrelay-UID.
