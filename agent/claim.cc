@@ -76,7 +76,8 @@ Result<proto::ClaimReply> OwnerLeader::MakeClaim(const proto::Claim& claim) {
                            .incarnation = ranks_.incarnation(rank),
                            .slot = lease->ranks[rank].slot,
                            .epoch = lease->ranks[rank].epoch,
-                           .shard = options_.rank_shards[rank]});
+                           .shard = options_.rank_shards[rank],
+                           .scales = lease->offer.scales[rank]});
   }
   return reply;
 }

@@ -73,6 +73,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
   model_text_ = ModelText(options_.model_name, caches.front());
   std::vector<std::string> endpoints;
   std::vector<KvShard> shards;
+  std::vector<KvLayout> layouts;
   for (uint32_t rank = 0; rank < caches.size(); ++rank) {
     const RankAgentOptions options{.engine = options_.engine,
                                    .incarnation = incarnation_,
@@ -94,6 +95,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
     if (!agent.has_value()) return agent.error();
     endpoints.push_back(AdvertisedAs(rank, (*agent)->endpoint()));
     shards.push_back(caches[rank].shard);
+    layouts.push_back(caches[rank].layout);
     ranks_.push_back(std::move(*agent));
   }
   endpoint_ = endpoints.front();
@@ -102,6 +104,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
   owner_ = std::make_unique<OwnerLeader>(env(), *links_,
                                          OwnerOptions{.model = options_.model,
                                                       .rank_shards = shards,
+                                                      .rank_layouts = layouts,
                                                       .ttl = options_.lease_ttl,
                                                       .cap = options_.lease_cap,
                                                       .max_leases = options_.record_slots});

@@ -19,7 +19,9 @@ EnginePull::EnginePull(ReaderContext& context, EnginePullRequest request, Events
       request_(std::move(request)),
       events_(std::move(events)),
       number_(context.next_pull_number++),
-      ranks_(context.ranks.size()) {}
+      ranks_(context.ranks.size()) {
+  stats_.scales.resize(ranks_.size());
+}
 
 void EnginePull::Start() {
   Env& env = context_.env;
@@ -138,6 +140,7 @@ void EnginePull::OnPulled(size_t rank, const Result<proto::PullReply>& pulled) {
   if (!pulled.has_value()) return Fail(pulled.error());
   ranks_[rank].done = true;
   stats_.bytes += pulled->bytes;
+  stats_.scales[rank] = pulled->scales;
   stats_.handshake_ms = std::max(stats_.handshake_ms, pulled->handshake_ms);
   stats_.pull_ms = std::max(stats_.pull_ms, pulled->copy_ms);
   if (stats_.path.find(pulled->path) == std::string::npos) {

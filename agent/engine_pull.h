@@ -39,6 +39,8 @@ struct PullStats {
   uint64_t bytes = 0;       // over all ranks
   double handshake_ms = 0;  // slowest rank
   double pull_ms = 0;       // slowest rank
+  std::vector<KvScales>
+      scales;  // by rank: what came with the request; none where a rank's own hold
 };
 
 struct EnginePullRequest {

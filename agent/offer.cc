@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "agent/owner_leader.h"
+#include "kvcache/request_scales.h"
 #include "proto/codec.h"
 
 namespace kvrelay::agent {
@@ -49,9 +50,25 @@ void OwnerLeader::OnRankRestarted(size_t rank) {
   ranks_.Renew(rank);
 }
 
-void OwnerLeader::Offer(OfferRequest request, std::function<void(Result<LeaseId>)> offered) {
+Status OwnerLeader::CheckOffer(OfferRequest& request) const {
   if (leases_.size() >= options_.max_leases) {
-    const Status refusal(Code::kOverloaded, std::to_string(leases_.size()) + " leases are live");
+    return {Code::kOverloaded, std::to_string(leases_.size()) + " leases are live"};
+  }
+  if (request.scales.empty()) request.scales.resize(options_.rank_layouts.size());
+  if (request.scales.size() != options_.rank_layouts.size()) {
+    return {Code::kInvalidArgument, "scales of " + std::to_string(request.scales.size()) +
+                                        " ranks, there are " +
+                                        std::to_string(options_.rank_layouts.size())};
+  }
+  for (size_t rank = 0; rank < request.scales.size(); ++rank) {
+    const Status status = CheckRequestScales(options_.rank_layouts[rank], request.scales[rank]);
+    if (!status.ok()) return status.Wrap(RankName(rank));
+  }
+  return Status::Ok();
+}
+
+void OwnerLeader::Offer(OfferRequest request, std::function<void(Result<LeaseId>)> offered) {
+  if (const Status refusal = CheckOffer(request); !refusal.ok()) {
     env_.clock.CallAfter({}, [offered = std::move(offered), refusal] { offered(Error(refusal)); });
     return;
   }

@@ -25,7 +25,8 @@ namespace kvrelay::agent {
 
 struct OwnerOptions {
   ContentHash model;
-  std::vector<KvShard> rank_shards;  // by rank
+  std::vector<KvShard> rank_shards;    // by rank
+  std::vector<KvLayout> rank_layouts;  // by rank
   Duration ttl = Millis(30'000);   // without a claim since the KV was finished; without a heartbeat
   Duration cap = Millis(600'000);  // of any lease since its offer
   uint32_t max_leases = 4096;
@@ -38,6 +39,8 @@ struct OfferRequest {
   ContentHash hash;
   bool prefix = false;    // for `inspect`
   bool finished = false;  // the KV is there already (a cached prefix)
+  // By rank, where the caches' scales come with the request; else empty.
+  std::vector<KvScales> scales;
 };
 
 class OwnerLeader {
@@ -69,6 +72,8 @@ class OwnerLeader {
   size_t live_leases() const { return leases_.size(); }  // kEnding ones included
 
  private:
+  // Fills in what it leaves out.
+  Status CheckOffer(OfferRequest& request) const;
   enum class State : uint8_t { kStarting, kOffered, kClaimed, kEnding };
   struct OnRank {
     std::unique_ptr<RetryingCall> call;  // START, later END

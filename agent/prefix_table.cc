@@ -91,7 +91,7 @@ void PrefixTable::OnPulled(const ContentHash& hash, BlockTable blocks,
     return;
   }
   const uint32_t tokens = static_cast<uint32_t>(blocks.size()) * block_size_;
-  const PrefixRef prefix = store_.Insert(hash, tokens, std::move(blocks));
+  const PrefixRef prefix = store_.Insert(hash, tokens, std::move(blocks), stats->scales);
   const auto waiters = std::exchange(entry.waiters, {});
   if (puller != 0) {
     Answer(puller, PrefixGrant{.prefix = prefix, .pulled = true, .stats = *stats}, false);

@@ -25,7 +25,8 @@ PullSession::PullSession(Env& env, PeerTable& peers, const RankIdentity& identit
       quarantine_(quarantine),
       chunk_bytes_(chunk_bytes),
       pull_(std::move(pull)),
-      events_(std::move(events)) {}
+      events_(std::move(events)),
+      scales_(identity.layout, identity.shard) {}
 
 void PullSession::Start() {
   started_ = env_.clock.Now();
@@ -79,17 +80,18 @@ std::string PullSession::Context(const proto::ClaimRank& rank) {
   return "prefill " + rank.endpoint + " rank " + std::to_string(rank.rank);
 }
 
-OwnedSide PullSession::OwnerSide(const ReadyPeer& peer) const {
-  return {peer.meta.layout, peer.meta.shard, pull_.claim.tables};
+OwnedSide PullSession::OwnerSide(const ReadyPeer& peer, const proto::ClaimRank& rank) const {
+  return {peer.meta.layout, peer.meta.shard, pull_.claim.tables, rank.scales};
 }
 
 OwnedSide PullSession::ReaderSide() const {
-  return {identity_.layout, identity_.shard, pull_.own_tables};
+  return {identity_.layout, identity_.shard, pull_.own_tables, scales_.scales()};
 }
 
 Status PullSession::StartSource(const PullSource& source, const ReadyPeer& peer) {
   // What cannot be planned is refused before anything moves.
-  KVRELAY_ASSIGN_OR_RETURN(const SourcePlan plan, PlanSource(pull_, identity_, source, peer));
+  KVRELAY_ASSIGN_OR_RETURN(const SourcePlan plan,
+                           PlanSource(pull_, identity_, source, peer, scales_));
   KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(peer, plan.whole));
   path_ = path.transport->name();
   return path.transport->style() == transport::Style::kOneSided
@@ -152,7 +154,7 @@ Status PullSession::StartOneSided(const PullSource& source, const ReadyPeer& pee
     return Status::Ok();
   }
   part.op = path.transport->Read(
-      path.handle, Follow(OwnerSide(peer), ReaderSide(), source, pull_.tokens, plan.want),
+      path.handle, Follow(OwnerSide(peer, part.rank), ReaderSide(), source, pull_.tokens, plan.want),
       plan.guard, terms(), OnDone(part));
   return Status::Ok();
 }
@@ -160,7 +162,8 @@ Status PullSession::StartOneSided(const PullSource& source, const ReadyPeer& pee
 // A stream for each kind of layers, each at the pace of the prompt's computation.
 Status PullSession::StartPacked(const PullSource& source, const ReadyPeer& peer,
                                 const ReadyPeer::Path& path, const GuardExpectation& want) {
-  const OwnedSide owner = OwnerSide(peer);
+  const proto::ClaimRank& rank = pull_.claim.ranks[source.owner];
+  const OwnedSide owner = OwnerSide(peer, rank);
   const OwnedSide reader = ReaderSide();
   // A table that does not cover the range is refused before the owner is asked.
   KVRELAY_ASSIGN_OR_RETURN(std::vector<StreamShape> shapes,
@@ -168,8 +171,7 @@ Status PullSession::StartPacked(const PullSource& source, const ReadyPeer& peer,
   for (StreamShape& shape : shapes) {
     const uint32_t page = std::max(1U, shape.page_tokens);
     shape.segment_tokens = (kSegmentTokens + page - 1) / page * page;
-    KVRELAY_RETURN_IF_ERROR(
-        StartStream(std::move(shape), peer, path, pull_.claim.ranks[source.owner], want));
+    KVRELAY_RETURN_IF_ERROR(StartStream(std::move(shape), peer, path, rank, want));
   }
   return Status::Ok();
 }
@@ -179,7 +181,7 @@ Status PullSession::StartStream(StreamShape shape, const ReadyPeer& peer,
                                 const GuardExpectation& want) {
   KVRELAY_ASSIGN_OR_RETURN(
       StreamChunks chunks,
-      StreamChunks::Make(shape, chunk_bytes_, StreamScales(shape, OwnerSide(peer).view())));
+      StreamChunks::Make(shape, chunk_bytes_, StreamScales(shape, OwnerSide(peer, rank).view())));
   struct Target {
     OwnedSide side;
     StreamChunks chunks;
@@ -258,7 +260,11 @@ void PullSession::FinishIfDone() {
   if (handshakes_left_ > 0 || ops_in_flight_ > 0) return;
   finished_ = true;
   env_.clock.Cancel(timer_);
-  proto::PullReply reply{.path = path_, .bytes = 0, .handshake_ms = handshake_ms_, .copy_ms = 0};
+  proto::PullReply reply{.path = path_,
+                         .bytes = 0,
+                         .handshake_ms = handshake_ms_,
+                         .copy_ms = 0,
+                         .scales = scales_.scales()};
   for (const Part& part : parts_) reply.bytes += part.bytes;
   reply.copy_ms = ToMillis(env_.clock.Now() - started_) - handshake_ms_;
   env_.counters.Add("kvrelay_pulls_total{path=\"" + path_ + "\",outcome=\"ok\"}");

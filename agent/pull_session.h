@@ -22,6 +22,7 @@
 #include "kvcache/lease_record.h"
 #include "kvcache/owned_side.h"
 #include "kvcache/plan_pull.h"
+#include "kvcache/request_scales.h"
 #include "kvcache/stream_chunks.h"
 
 namespace kvrelay::agent {
@@ -78,7 +79,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   void FinishIfDone();
   void DrainIfIdle();
   transport::Terms terms() const { return TermsOf(pull_.lease, pull_.priority, deadline_); }
-  OwnedSide OwnerSide(const ReadyPeer& peer) const;
+  OwnedSide OwnerSide(const ReadyPeer& peer, const proto::ClaimRank& rank) const;
   OwnedSide ReaderSide() const;
   static std::string Context(const proto::ClaimRank& rank);
 
@@ -92,6 +93,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   TimePoint started_;
   TimePoint deadline_;
   Clock::TimerId timer_ = 0;
+  TakenScales scales_;
   std::deque<Part> parts_;  // stay where they are
   size_t handshakes_left_ = 0;
   size_t ops_in_flight_ = 0;

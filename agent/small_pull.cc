@@ -16,20 +16,23 @@ std::optional<SmallPull> SmallPull::Plan(const PeerTable& peers, const RankIdent
   const auto sources = AssignSources(identity.shard, owners);
   if (!sources.has_value() || sources->empty()) return std::nullopt;
   SmallPull small;
+  TakenScales scales(identity.layout, identity.shard);
   for (const PullSource& source : *sources) {
     const proto::ClaimRank& rank = pull.claim.ranks[source.owner];
     auto peer = peers.Find(rank.endpoint, rank.incarnation);
     if (peer == nullptr) return std::nullopt;
-    auto plan = PlanSource(pull, identity, source, *peer);
+    auto plan = PlanSource(pull, identity, source, *peer, scales);
     if (!plan.has_value()) return std::nullopt;
     small.sources_.push_back({std::move(peer), *std::move(plan)});
   }
+  small.scales_ = scales.scales();
   return small;
 }
 
 std::optional<proto::PullReply> SmallPull::Run(Counters& counters) const {
   const TimePoint started = std::chrono::steady_clock::now();
   proto::PullReply reply;
+  reply.scales = scales_;
   for (const auto& [peer, plan] : sources_) {
     const ReadyPeer::Path& path = peer->paths.front();
     const auto read = path.transport->ReadNow(path.handle, plan.whole, plan.guard);

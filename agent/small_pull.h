@@ -35,6 +35,7 @@ class SmallPull {
     SourcePlan plan;
   };
   std::vector<Source> sources_;  // at least one
+  KvScales scales_;
 };
 
 }  // namespace kvrelay::agent

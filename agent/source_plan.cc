@@ -22,14 +22,17 @@ std::vector<TableView> ViewsOf(const std::vector<KvTable>& tables) {
   return views;
 }
 
-PullSide SideOf(const KvLayout& layout, const KvShard& shard, std::span<const TableView> tables) {
-  return {layout, shard, tables.empty() ? TableView{} : tables.front(), tables};
+PullSide SideOf(const KvLayout& layout, const KvShard& shard, std::span<const TableView> tables,
+                const KvScales& scales) {
+  return {layout, shard, tables.empty() ? TableView{} : tables.front(), tables,
+          scales.empty() ? nullptr : &scales};
 }
 
 }  // namespace
 
 Result<SourcePlan> PlanSource(const proto::Pull& pull, const RankIdentity& identity,
-                              const PullSource& source, const ReadyPeer& peer) {
+                              const PullSource& source, const ReadyPeer& peer,
+                              TakenScales& scales) {
   const proto::Meta& meta = peer.meta;
   const proto::ClaimRank& rank = pull.claim.ranks[source.owner];
   if (rank.slot >= meta.record_slots || rank.shard != meta.shard) {
@@ -38,11 +41,16 @@ Result<SourcePlan> PlanSource(const proto::Pull& pull, const RankIdentity& ident
                      " of " + std::to_string(meta.record_slots) + ", " + rank.shard.ToString() +
                      " against " + meta.shard.ToString());
   }
+  if (const Status bad = CheckRequestScales(meta.layout, rank.scales); !bad.ok()) {
+    return Error(Code::kIncompatible, "the claim's answer: " + bad.message());
+  }
   const std::vector<TableView> owner = ViewsOf(pull.claim.tables);
   const std::vector<TableView> own = ViewsOf(pull.own_tables);
+  const PullSide owner_side = SideOf(meta.layout, meta.shard, owner, rank.scales);
+  KVRELAY_RETURN_IF_ERROR(scales.Take(owner_side, source));
   KVRELAY_ASSIGN_OR_RETURN(
       CopyPlan whole,
-      PlanPull(SideOf(meta.layout, meta.shard, owner), SideOf(identity.layout, identity.shard, own),
+      PlanPull(owner_side, SideOf(identity.layout, identity.shard, own, scales.scales()),
                source.head_begin, source.head_end, pull.tokens, source.head_group));
   return SourcePlan{
       .guard = {.region = meta.record_region, .offset = rank.slot * sizeof(LeaseRecord)},

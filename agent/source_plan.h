@@ -8,6 +8,7 @@
 #include "kvcache/copy_plan.h"
 #include "kvcache/lease_record.h"
 #include "kvcache/plan_pull.h"
+#include "kvcache/request_scales.h"
 #include "proto/messages.h"
 #include "transport/transport.h"
 
@@ -19,10 +20,12 @@ struct SourcePlan {
   CopyPlan whole;
 };
 
-// `source` is one of AssignSources for `pull.claim`'s ranks; `peer` is the rank it names.
+// `source` is one of AssignSources for `pull.claim`'s ranks; `peer` is the rank it names. `scales`,
+// of all sources of the pull, take this one's where they come with the request.
 // kIncompatible when the claim's answer contradicts the handshake; else as PlanPull, which refuses
 // before anything moves what cannot be planned.
 Result<SourcePlan> PlanSource(const proto::Pull& pull, const RankIdentity& identity,
-                              const PullSource& source, const ReadyPeer& peer);
+                              const PullSource& source, const ReadyPeer& peer,
+                              TakenScales& scales);
 
 }  // namespace kvrelay::agent

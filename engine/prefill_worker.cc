@@ -114,7 +114,8 @@ void PrefillWorker::OnAdmitted(const JobPtr& job, const Admission& admission) {
            .tokens = job->prefix_tokens,
            .hash = job->prefix_hash,
            .prefix = true,
-           .finished = admission.prefix_cached && job->prefix_tokens <= admission.prefix_tokens});
+           .finished = admission.prefix_cached && job->prefix_tokens <= admission.prefix_tokens,
+           .scales = {}});
   }
   const uint32_t first_block = job->prefix_tokens / block_size;
   Offer(job,
@@ -123,7 +124,8 @@ void PrefillWorker::OnAdmitted(const JobPtr& job, const Admission& admission) {
          .tokens = job->tokens - job->prefix_tokens,
          .hash = job->prompt_hash,
          .prefix = false,
-         .finished = false});
+         .finished = false,
+         .scales = {}});
 }
 
 void PrefillWorker::Offer(const JobPtr& job, agent::OfferRequest request) {

@@ -85,7 +85,7 @@ Result<uint64_t> CheckKind(const KvLayout& layout, const KvKind& kind) {
   return Extent(layout, kind);
 }
 
-Status CheckScales(std::string_view name, const std::vector<float>& scales, uint64_t needed) {
+Status CheckNumbers(std::string_view name, const std::vector<float>& scales, uint64_t needed) {
   if (scales.size() != needed) {
     return Bad(std::to_string(scales.size()) + " scales of " + std::string(name) + ", needed are " +
                std::to_string(needed));
@@ -99,17 +99,10 @@ Status CheckScales(std::string_view name, const std::vector<float>& scales, uint
   return Status::Ok();
 }
 
-Status CheckScales(const KvLayout& layout) {
+Status CheckOwnScales(const KvLayout& layout) {
   if (layout.scales.empty()) return Status::Ok();
-  uint64_t needed = layout.layers();
-  if (layout.scales.per_head) {
-    needed = 0;
-    for (uint32_t i = 0; i < layout.layers(); ++i) {
-      needed += layout.kind(layout.kind_of(i)).kv_heads;
-    }
-  }
-  KVRELAY_RETURN_IF_ERROR(CheckScales("K", layout.scales.k, needed));
-  return CheckScales("V", layout.scales.v, layout.has_v() ? needed : 0);
+  if (layout.scales.with_request) return Bad("scales, though each request has its own");
+  return CheckScales(layout, layout.scales);
 }
 
 Status CheckPlace(const KvLayout& layout, const TensorPlace& place, const std::string& what,
@@ -130,6 +123,18 @@ Status CheckPlace(const KvLayout& layout, const TensorPlace& place, const std::s
 }
 
 }  // namespace
+
+Status CheckScales(const KvLayout& layout, const KvScales& scales) {
+  uint64_t needed = layout.layers();
+  if (scales.per_head) {
+    needed = 0;
+    for (uint32_t i = 0; i < layout.layers(); ++i) {
+      needed += layout.kind(layout.kind_of(i)).kv_heads;
+    }
+  }
+  KVRELAY_RETURN_IF_ERROR(CheckNumbers("K", scales.k, needed));
+  return CheckNumbers("V", scales.v, layout.has_v() ? needed : 0);
+}
 
 uint32_t SizeOf(DType dtype) {
   switch (dtype) {
@@ -294,7 +299,7 @@ Status KvLayout::Validate(std::span<const uint64_t> region_bytes) const {
     KVRELAY_RETURN_IF_ERROR(
         CheckPlace(*this, v[layer], "V of layer " + number, extents[own], region_bytes));
   }
-  return CheckScales(*this);
+  return CheckOwnScales(*this);
 }
 
 std::string KvLayout::ToString() const {

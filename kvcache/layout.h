@@ -72,6 +72,9 @@ struct KvScales {
   // One per layer, or, per head, one per layer and head that this worker holds, heads innermost.
   std::vector<float> k;
   std::vector<float> v;
+  // Of a layout that has none of its own: each request's come beside its blocks
+  // (kvcache/request_scales.h).
+  bool with_request = false;
   bool empty() const { return k.empty() && v.empty(); }
   bool operator==(const KvScales&) const = default;
 };
@@ -121,5 +124,8 @@ struct KvLayout {
   Status Validate(std::span<const uint64_t> region_bytes) const;
   std::string ToString() const;  // "fp32 nhd 4 layers x 2 heads x 32, blocks of 16 x 512"
 };
+
+// Whether `scales` are as many as this layout needs, and normal numbers above 0. kInvalidArgument.
+Status CheckScales(const KvLayout& layout, const KvScales& scales);
 
 }  // namespace kvrelay

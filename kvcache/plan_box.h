@@ -71,6 +71,8 @@ TokenRange NeededTokens(const PullSide& reader, uint32_t kind, TokenRange tokens
 
 // The scales that hold for this pull.
 const KvScales& ScalesOf(const PullSide& side);
+// kInvalidArgument where they come with the request and are not there.
+Status CheckScalesKnown(std::string_view name, const PullSide& side);
 
 // The table of one kind of layers.
 const TableView& TableOf(const PullSide& side, uint32_t kind);

@@ -63,6 +63,19 @@ Status CheckFormats(const KvLayout& owner, const KvLayout& reader) {
   return Status::Ok();
 }
 
+// A reader takes scales that come with a request as they are, together with the numbers.
+Status CheckScaled(const KvLayout& owner, const KvLayout& reader) {
+  if (!reader.scales.with_request) return Status::Ok();
+  if (owner.dtype != reader.dtype) {
+    return Differ("dtype, and a reader whose scales come with the request converts nothing",
+                  DTypeName(owner.dtype), DTypeName(reader.dtype));
+  }
+  if (owner.scales.per_head && !reader.scales.per_head) {
+    return Differ("scales, which come with the request", "per head", "per tensor");
+  }
+  return Status::Ok();
+}
+
 Status CheckLayers(const PullSide& owner, const PullSide& reader) {
   KVRELAY_RETURN_IF_ERROR(
       CheckSame("layers of the model", owner.shard.total_layers, reader.shard.total_layers));
@@ -132,6 +145,8 @@ Status CheckPull(const PullSide& owner, const PullSide& reader, uint32_t head_be
       internal::CheckHeads("owner", owner.shard, head_group, head_begin, head_end));
   KVRELAY_RETURN_IF_ERROR(
       internal::CheckHeads("reader", reader.shard, head_group, head_begin, head_end));
+  KVRELAY_RETURN_IF_ERROR(internal::CheckScalesKnown("owner", owner));
+  KVRELAY_RETURN_IF_ERROR(internal::CheckScalesKnown("reader", reader));
   if (!internal::CommonLayersOf(owner, reader).empty()) return Status::Ok();
   return Differ("layers, none is held by both", owner.shard.ToString(), reader.shard.ToString());
 }
@@ -143,6 +158,7 @@ Status CheckServable(const KvLayout& owner, const KvShard& owner_shard, const Kv
   KVRELAY_RETURN_IF_ERROR(internal::CheckSide("owner", owner, owner_shard));
   KVRELAY_RETURN_IF_ERROR(internal::CheckSide("reader", reader, reader_shard));
   KVRELAY_RETURN_IF_ERROR(CheckFormats(owner, reader));
+  KVRELAY_RETURN_IF_ERROR(CheckScaled(owner, reader));
   return CheckLayers({owner, owner_shard, {}}, {reader, reader_shard, {}});
 }
 

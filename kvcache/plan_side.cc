@@ -103,6 +103,11 @@ const KvScales& ScalesOf(const PullSide& side) {
   return side.scales != nullptr ? *side.scales : side.layout.scales;
 }
 
+Status CheckScalesKnown(std::string_view name, const PullSide& side) {
+  if (!side.layout.scales.with_request || side.scales != nullptr) return Status::Ok();
+  return Bad(name, "'s scales come with each request, and this one's are not there");
+}
+
 const TableView& TableOf(const PullSide& side, uint32_t kind) {
   return kind < side.tables.size() ? side.tables[kind] : side.table;
 }

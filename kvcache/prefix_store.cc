@@ -61,7 +61,8 @@ PrefixRef SystemPrefixStore::Find(const ContentHash& hash) {
   return found->second->prefix;
 }
 
-PrefixRef SystemPrefixStore::Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks) {
+PrefixRef SystemPrefixStore::Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks,
+                                    std::vector<KvScales> scales) {
   State::Entries
       evicted;  // destroyed after the lock: their blocks go back to the pool outside of it
   const std::lock_guard lock(state_->mutex);
@@ -70,8 +71,8 @@ PrefixRef SystemPrefixStore::Insert(const ContentHash& hash, uint32_t tokens, Bl
     state_->entries.splice(state_->entries.begin(), state_->entries, found->second);
     return found->second->prefix;
   }
-  PrefixRef prefix =
-      std::make_shared<const SystemPrefix>(SystemPrefix{hash, tokens, std::move(blocks)});
+  PrefixRef prefix = std::make_shared<const SystemPrefix>(
+      SystemPrefix{hash, tokens, std::move(blocks), std::move(scales)});
   state_->entries.push_front({prefix, 0});
   state_->by_hash.emplace(hash, state_->entries.begin());
   state_->Evict(state_->max_prefixes, evicted);

@@ -10,6 +10,7 @@
 #include "base/ids.h"
 #include "base/status.h"
 #include "kvcache/block_pool.h"
+#include "kvcache/layout.h"
 
 namespace kvrelay {
 
@@ -18,6 +19,8 @@ struct SystemPrefix {
   ContentHash hash;     // of (model fingerprint, token ids)
   uint32_t tokens = 0;  // multiple of the block size
   BlockTable blocks;
+  // By rank, where scales come with the request (kvcache/request_scales.h); else empty.
+  std::vector<KvScales> scales;
 };
 
 // A reference: while one exists the prefix is not evicted. Copies count.
@@ -42,7 +45,8 @@ class SystemPrefixStore {
   // references go at once; ones with references stay and go as soon as they can (checked at each
   // Insert and Trim). If the hash is present already, the present one is returned and `blocks` go
   // back to their pool.
-  PrefixRef Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks);
+  PrefixRef Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks,
+                   std::vector<KvScales> scales = {});
   // Evicts the least recently used prefix without references; false when there is none. For when
   // blocks run short.
   bool EvictOne();

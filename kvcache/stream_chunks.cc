@@ -198,6 +198,7 @@ Result<CopyPlan> StreamChunks::Plan(std::string_view name, const PullSide& cache
 
   const bool casts = shape_.dtype != cache.layout.dtype || !scales_.empty() ||
                      (!internal::ScalesOf(cache).empty() && !cache.layout.opaque());
+  if (casts) KVRELAY_RETURN_IF_ERROR(internal::CheckScalesKnown(name, cache));
   const internal::ScaleOf scale(cache);
   const KvHeads held = cache.shard.heads(shape_.head_group);
   CopyPlan plan;

@@ -154,6 +154,7 @@ struct ClaimRank {
   uint32_t slot = 0;
   uint64_t epoch = 0;
   KvShard shard;
+  KvScales scales;  // the request's on this rank; none where the cache's own hold
 };
 struct ClaimReply {
   std::vector<KvTable> tables;  // as in Start; the same on all ranks
@@ -221,6 +222,7 @@ struct PullReply {
   uint64_t bytes = 0;
   double handshake_ms = 0;
   double copy_ms = 0;
+  KvScales scales;  // that came with the request, for this rank's numbers; none where its own hold
 };
 // The rank gives up its destination for `number` and answers when nothing can write it any more.
 struct Drop {

@@ -80,7 +80,7 @@ struct Schema<KvScales> {
   static constexpr std::string_view kName = "SCALES";
   static constexpr auto kFields =
       std::tuple{Any("per_head", &KvScales::per_head), List("k", &KvScales::k, kMaxScales),
-                 List("v", &KvScales::v, kMaxScales)};
+                 List("v", &KvScales::v, kMaxScales), Any("with_request", &KvScales::with_request)};
 };
 template <>
 struct Schema<KvLayout> {
@@ -278,7 +278,8 @@ struct Schema<ClaimRank> {
                                              Any("incarnation", &ClaimRank::incarnation),
                                              Any("slot", &ClaimRank::slot),
                                              Any("epoch", &ClaimRank::epoch),
-                                             Any("shard", &ClaimRank::shard)};
+                                             Any("shard", &ClaimRank::shard),
+                                             Any("scales", &ClaimRank::scales)};
 };
 template <>
 struct Schema<ClaimReply> {
@@ -357,9 +358,10 @@ struct Schema<Pull> {
 template <>
 struct Schema<PullReply> {
   static constexpr std::string_view kName = "PULL_REPLY";
-  static constexpr auto kFields = std::tuple{
-      Text("path", &PullReply::path, kMaxName), Any("bytes", &PullReply::bytes),
-      Any("handshake_ms", &PullReply::handshake_ms), Any("copy_ms", &PullReply::copy_ms)};
+  static constexpr auto kFields =
+      std::tuple{Text("path", &PullReply::path, kMaxName), Any("bytes", &PullReply::bytes),
+                 Any("handshake_ms", &PullReply::handshake_ms), Any("copy_ms", &PullReply::copy_ms),
+                 Any("scales", &PullReply::scales)};
 };
 template <>
 struct Schema<Drop> {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -33,15 +34,25 @@ struct Model {
   uint32_t kind_of(uint32_t layer) const { return two_kinds ? layer % 2 : 0; }
 };
 
+enum class Scales : uint8_t { kNone, kPerTensor, kPerHead };  // that come with the request
+
 struct Shape {
   uint32_t tp = 1;
   std::vector<uint32_t> stages = {6};  // layers of each
   uint32_t block_size[2] = {16, 16};   // by kind
   KvFormat format = KvFormat::kNhd;
   DType dtype = DType::kFp32;
+  Scales scales = Scales::kNone;
 };
 
-// The number that belongs there.
+// A power of two: products are exact.
+float Scale(Scales scales, uint32_t layer, bool v, uint32_t head) {
+  if (scales == Scales::kNone) return 1;
+  const uint32_t of = layer * 2 + (v ? 1 : 0) + (scales == Scales::kPerHead ? head * 3 : 0);
+  return std::ldexp(1.0F, static_cast<int>(of % 7) - 3);
+}
+
+// The number that belongs there, as its owner has stored it.
 float Value(uint32_t layer, bool v, uint32_t head, uint32_t token, uint32_t dim) {
   uint32_t mix = ((layer * 2 + (v ? 1 : 0)) * 16 + head) * 4096 + token;
   mix = (mix * 4 + dim) * 2654435761U;
@@ -57,6 +68,8 @@ struct Rank {
     shard.layer_count = layer_count;
     if (model.two_kinds) shard.more_heads = {KvHeads::Split(model.heads[1], shape.tp, tp_rank)};
     layout = DenseOf(model, shape, 0);
+    layout.scales.with_request = shape.scales != Scales::kNone;
+    layout.scales.per_head = shape.scales == Scales::kPerHead;
     if (model.two_kinds) {
       const KvLayout other = DenseOf(model, shape, 1);
       KvKind kind = other.kind(0);
@@ -92,6 +105,21 @@ struct Rank {
                                : KvHeads::Split(model.heads[1], shape.tp, shard.tp_rank).count;
     return KvLayout::Dense(shape.format, shape.dtype, shard.layer_count, heads, kHeadDim,
                            shape.block_size[kind], kBlocks);
+  }
+  // A request's, of `scales`.
+  KvScales RequestScales(const Model& model, Scales scales) const {
+    KvScales all;
+    if (scales == Scales::kNone) return all;
+    all.per_head = layout.scales.per_head;
+    for (uint32_t layer = shard.layer_begin; layer < shard.layer_end(); ++layer) {
+      const KvHeads heads = shard.heads(model.kind_of(layer));
+      const uint32_t end = all.per_head ? heads.end() : heads.begin + 1;
+      for (uint32_t head = heads.begin; head < end; ++head) {
+        all.k.push_back(Scale(scales, layer, false, head));
+        all.v.push_back(Scale(scales, layer, true, head));
+      }
+    }
+    return all;
   }
   std::byte* At(uint32_t layer, bool v, BlockId block, uint32_t head, uint32_t token) const {
     const KvKind kind = layout.kind(layout.kind_of(layer - shard.layer_begin));
@@ -159,9 +187,9 @@ struct Side {
   }
 
   // Calls visit(address of the element, number that belongs there) for each element of
-  // [first, end).
+  // [first, end); the number is one of an owner with `scales` when ours do not say what it means.
   template <typename Visit>
-  void ForEach(const std::vector<KvTable>& tables, uint32_t first, uint32_t end,
+  void ForEach(const std::vector<KvTable>& tables, uint32_t first, uint32_t end, Scales scales,
                Visit visit) const {
     for (const Rank& rank : ranks) {
       for (uint32_t layer = rank.shard.layer_begin; layer < rank.shard.layer_end(); ++layer) {
@@ -174,8 +202,10 @@ struct Side {
           for (uint32_t head = heads.begin; head < heads.end(); ++head) {
             for (const bool v : {false, true}) {
               std::byte* row = rank.At(layer, v, block, head, token % size);
+              const float scale =
+                  shape.scales == Scales::kNone ? Scale(scales, layer, v, head) : 1.0F;
               for (uint32_t dim = 0; dim < kHeadDim; ++dim) {
-                visit(row + dim * SizeOf(shape.dtype), Value(layer, v, head, token, dim));
+                visit(row + dim * SizeOf(shape.dtype), Value(layer, v, head, token, dim) * scale);
               }
             }
           }
@@ -227,7 +257,7 @@ class AnyLayout : public testing::TestWithParam<std::string> {
     Side reader(model, of_reader, GetParam(), folder_);
     const uint32_t window_from = model.window > 0 && end > model.window ? end - model.window : 0;
     HeldTables blocks = owner.Take(first, end, window_from);
-    owner.ForEach(blocks.tables(), first, end,
+    owner.ForEach(blocks.tables(), first, end, of_owner.scales,
                   [&](std::byte* at, float value) { Store(of_owner.dtype, value, at); });
     OfferRequest offer;
     offer.blocks = std::move(blocks);
@@ -235,6 +265,9 @@ class AnyLayout : public testing::TestWithParam<std::string> {
     offer.tokens = end - first;
     offer.hash.bytes[0] = 9;
     offer.finished = true;
+    for (const Rank& rank : owner.ranks) {
+      offer.scales.push_back(rank.RequestScales(model, of_owner.scales));
+    }
     owner.connector->Offer(std::move(offer));
     auto offers = owner.WaitFor([](const auto& done) { return !done.offers.empty(); }).offers;
     ASSERT_TRUE(offers.at(0).second.has_value()) << offers[0].second.error().ToString();
@@ -264,9 +297,16 @@ class AnyLayout : public testing::TestWithParam<std::string> {
     ASSERT_EQ(done.loads.size(), 1U);
     ASSERT_TRUE(done.loads[0].second.has_value()) << done.loads[0].second.error().ToString();
 
+    const std::vector<KvScales>& scales = done.loads[0].second->own.scales;
+    ASSERT_EQ(scales.size(), reader.ranks.size());
+    for (size_t rank = 0; rank < scales.size(); ++rank) {
+      const Scales taken = of_reader.scales == Scales::kNone ? Scales::kNone : of_owner.scales;
+      EXPECT_EQ(scales[rank], reader.ranks[rank].RequestScales(model, taken)) << "rank " << rank;
+    }
+
     // Everything that came is right. Set back to the pattern, nothing else is left.
     uint64_t wrong = 0;
-    reader.ForEach(tables, first, end, [&](std::byte* at, float value) {
+    reader.ForEach(tables, first, end, of_owner.scales, [&](std::byte* at, float value) {
       std::byte want[4];
       Store(of_reader.dtype, value, want);
       if (std::memcmp(at, want, SizeOf(of_reader.dtype)) != 0) ++wrong;
@@ -298,6 +338,49 @@ TEST_P(AnyLayout, ALeaseThatBeginsInsideABlockOfEitherSide) {
 TEST_P(AnyLayout, CastsOnTheWay) {
   Check({}, {.dtype = DType::kBf16}, {.block_size = {7, 0}, .dtype = DType::kFp32}, 0, 120);
   Check({}, {.dtype = DType::kFp32}, {.block_size = {32, 0}, .dtype = DType::kFp16}, 16, 120);
+}
+
+TEST_P(AnyLayout, ScalesThatComeWithTheRequest) {
+  // The reader takes them with the numbers, as they are.
+  Check({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerHead},
+        {.stages = {2, 4},
+         .block_size = {24, 0},
+         .format = KvFormat::kHnd,
+         .dtype = DType::kInt8,
+         .scales = Scales::kPerHead},
+        0, 150);
+  Check({.two_kinds = true},
+        {.block_size = {16, 40}, .dtype = DType::kInt8, .scales = Scales::kPerTensor},
+        {.tp = 2, .block_size = {24, 8}, .dtype = DType::kInt8, .scales = Scales::kPerTensor}, 0,
+        150);
+  // Or wants what the numbers mean.
+  Check({}, {.dtype = DType::kInt8, .scales = Scales::kPerHead},
+        {.tp = 4, .block_size = {7, 0}, .dtype = DType::kFp32}, 0, 150);
+  Check({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerTensor}, {.dtype = DType::kFp16},
+        0, 150);
+}
+
+TEST_P(AnyLayout, AnOfferWithoutTheScalesThatItsCacheNeedsIsRefused) {
+  Side owner({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerHead}, GetParam(), folder_);
+  const auto refusal = [&](std::vector<KvScales> scales) {
+    OfferRequest offer;
+    offer.blocks = owner.Take(0, 20, 0);
+    offer.tokens = 20;
+    offer.scales = std::move(scales);
+    owner.connector->Offer(std::move(offer));
+    auto offers = owner.WaitFor([](const auto& done) { return !done.offers.empty(); }).offers;
+    const auto& outcome = offers.at(0).second;
+    return outcome.has_value() ? "it is offered" : outcome.error().ToString();
+  };
+  const auto of = [&](size_t rank) {
+    return owner.ranks[rank].RequestScales({}, Scales::kPerHead);
+  };
+  EXPECT_EQ(refusal({of(0), of(1)}), "it is offered");
+  EXPECT_NE(refusal({}).find("own rank 0: "), std::string::npos) << refusal({});
+  EXPECT_NE(refusal({of(0)}).find("scales of 1 ranks, there are 2"), std::string::npos);
+  KvScales few = of(1);
+  few.v.pop_back();
+  EXPECT_NE(refusal({of(0), few}).find("own rank 1: "), std::string::npos) << refusal({of(0), few});
 }
 
 TEST_P(AnyLayout, StagesThatCutTheModelDifferently) {

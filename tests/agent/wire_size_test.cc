@@ -45,7 +45,8 @@ TEST(WireSize, TheClaimOf120000SlicesIsBelow8KiB) {
                              .incarnation = UINT64_MAX,
                              .slot = 4095,
                              .epoch = UINT64_MAX >> 16,
-                             .shard = KvShard::Make(kLayers, 8, ranks, rank).value()});
+                             .shard = KvShard::Make(kLayers, 8, ranks, rank).value(),
+                             .scales = {}});
     }
     const size_t bytes = proto::Encode(claim).size();
     EXPECT_LT(bytes, 8U << 10) << ranks << " ranks";

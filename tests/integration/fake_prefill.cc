@@ -103,7 +103,8 @@ proto::ClaimReply FakePrefill::MakeClaim(const proto::Claim& claim) const {
                                      .incarnation = truth_.meta.incarnation,
                                      .slot = 0,
                                      .epoch = 12,
-                                     .shard = truth_.meta.shard}},
+                                     .shard = truth_.meta.shard,
+                                     .scales = {}}},
                           .ttl_ms = 10'000};
   for (BlockId block = 0; block * block_size < claim.tokens; ++block) {
     reply.tables.front().blocks.push_back(block);

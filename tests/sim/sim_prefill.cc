@@ -16,16 +16,19 @@ SimPrefill::SimPrefill(Host& host, Options options, std::unique_ptr<SimRank> ran
     : host_(host), options_(std::move(options)) {
   std::vector<std::string> endpoints;
   std::vector<KvShard> shards;
+  std::vector<KvLayout> layouts;
   for (uint32_t rank = 0; rank < options_.tp; ++rank) {
     ranks_.push_back(rank == 1 && rank1 ? std::move(rank1) : NewRank(rank));
     endpoints.push_back(ranks_.back()->endpoint());
     shards.push_back(ranks_.back()->memory().shard());
+    layouts.push_back(ranks_.back()->memory().layout());
   }
   agent::Env& env = ranks_.front()->env();
   links_ = std::make_unique<agent::RankLinks>(env, host.world.random.Next() | 1, endpoints);
   owner_ = std::make_unique<agent::OwnerLeader>(env, *links_,
                                                 agent::OwnerOptions{.model = kModel,
                                                                     .rank_shards = shards,
+                                                                    .rank_layouts = layouts,
                                                                     .ttl = options_.ttl,
                                                                     .cap = options_.cap,
                                                                     .max_leases = 64});

@@ -170,7 +170,8 @@ size_t ClaimBytes(const KvShard& shard, const std::vector<BlockId>& blocks, uint
                                                     .incarnation = UINT64_MAX,
                                                     .slot = 4095,
                                                     .epoch = UINT64_MAX >> 16,
-                                                    .shard = shard}},
+                                                    .shard = shard,
+                                                    .scales = {}}},
                                          .ttl_ms = 30'000})
       .size();
 }
