@@ -121,7 +121,8 @@ void SimPrefill::OnPrefill(std::string_view body, const agent::ResponderPtr& res
                    .tokens = prompt.prefix_tokens,
                    .hash = prompt.prefix_hash(),
                    .prefix = true,
-                   .finished = job->prefix->complete},
+                   .finished = job->prefix->complete,
+                   .scales = {}},
                   [this, job](const Result<LeaseId>& lease) { OnOffered(job, true, lease); });
   }
   owner_->Offer({.blocks = {job->blocks.Share(), prompt.prefix_tokens},
@@ -129,7 +130,8 @@ void SimPrefill::OnPrefill(std::string_view body, const agent::ResponderPtr& res
                  .tokens = prompt.own_tokens,
                  .hash = prompt.hash(),
                  .prefix = false,
-                 .finished = false},
+                 .finished = false,
+                 .scales = {}},
                 [this, job](const Result<LeaseId>& lease) { OnOffered(job, false, lease); });
 }
 
