@@ -154,8 +154,9 @@ Status PullSession::StartOneSided(const PullSource& source, const ReadyPeer& pee
     return Status::Ok();
   }
   part.op = path.transport->Read(
-      path.handle, Follow(OwnerSide(peer, part.rank), ReaderSide(), source, pull_.tokens, plan.want),
-      plan.guard, terms(), OnDone(part));
+      path.handle,
+      Follow(OwnerSide(peer, part.rank), ReaderSide(), source, pull_.tokens, plan.want), plan.guard,
+      terms(), OnDone(part));
   return Status::Ok();
 }
 

@@ -25,7 +25,6 @@ struct SourcePlan {
 // kIncompatible when the claim's answer contradicts the handshake; else as PlanPull, which refuses
 // before anything moves what cannot be planned.
 Result<SourcePlan> PlanSource(const proto::Pull& pull, const RankIdentity& identity,
-                              const PullSource& source, const ReadyPeer& peer,
-                              TakenScales& scales);
+                              const PullSource& source, const ReadyPeer& peer, TakenScales& scales);
 
 }  // namespace kvrelay::agent
