@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <ifaddrs.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 
 #include <chrono>
@@ -35,6 +36,14 @@ std::string OtherInterface() {
   }
   freeifaddrs(all);
   return name;
+}
+
+// A name for this host where it has one: a bare system may know none.
+std::string LocalHost() {
+  addrinfo* found = nullptr;
+  if (getaddrinfo("localhost", nullptr, nullptr, &found) != 0) return "127.0.0.1";
+  freeaddrinfo(found);
+  return "localhost";
 }
 
 class KeysStory : public Story {
@@ -83,7 +92,8 @@ class KeysStory : public Story {
 };
 
 TEST_F(KeysStory, TokensAreThoseOfOneProcess) {
-  Daemon& prefill = StartPrefill(Keys("prefill", {"--tp=2", "--advertise=tcp://localhost:0"}));
+  Daemon& prefill =
+      StartPrefill(Keys("prefill", {"--tp=2", "--advertise=tcp://" + LocalHost() + ":0"}));
   Daemon& decode = StartDecode({&prefill}, Keys("decode"));
   ASSERT_TRUE(prefill.started() && decode.started());
   EXPECT_THAT(prefill.endpoint(), EndsWith("#" + public_["prefill"]));
