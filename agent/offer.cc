@@ -50,11 +50,10 @@ void OwnerLeader::OnRankRestarted(size_t rank) {
   ranks_.Renew(rank);
 }
 
-Status OwnerLeader::CheckOffer(OfferRequest& request) const {
+Status OwnerLeader::CheckOffer(const OfferRequest& request) const {
   if (leases_.size() >= options_.max_leases) {
     return {Code::kOverloaded, std::to_string(leases_.size()) + " leases are live"};
   }
-  if (request.scales.empty()) request.scales.resize(options_.rank_layouts.size());
   if (request.scales.size() != options_.rank_layouts.size()) {
     return {Code::kInvalidArgument, "scales of " + std::to_string(request.scales.size()) +
                                         " ranks, there are " +
@@ -68,6 +67,7 @@ Status OwnerLeader::CheckOffer(OfferRequest& request) const {
 }
 
 void OwnerLeader::Offer(OfferRequest request, std::function<void(Result<LeaseId>)> offered) {
+  if (request.scales.empty()) request.scales.resize(ranks_.size());
   if (const Status refusal = CheckOffer(request); !refusal.ok()) {
     env_.clock.CallAfter({}, [offered = std::move(offered), refusal] { offered(Error(refusal)); });
     return;

@@ -72,8 +72,7 @@ class OwnerLeader {
   size_t live_leases() const { return leases_.size(); }  // kEnding ones included
 
  private:
-  // Fills in what it leaves out.
-  Status CheckOffer(OfferRequest& request) const;
+  Status CheckOffer(const OfferRequest& request) const;
   enum class State : uint8_t { kStarting, kOffered, kClaimed, kEnding };
   struct OnRank {
     std::unique_ptr<RetryingCall> call;  // START, later END

@@ -6,9 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -16,6 +14,7 @@
 #include "agent/kv_connector.h"
 #include "base/random.h"
 #include "kvcache/convert.h"
+#include "tests/common/temp_dir.h"
 
 namespace kvrelay::agent {
 namespace {
@@ -244,17 +243,11 @@ void Store(DType dtype, float value, std::byte* to) {
 
 class AnyLayout : public testing::TestWithParam<std::string> {
  protected:
-  AnyLayout() {
-    std::string name = (std::filesystem::temp_directory_path() / "kvrelay-test-XXXXXX").string();
-    folder_ = ::mkdtemp(name.data());
-  }
-  ~AnyLayout() override { std::filesystem::remove_all(folder_); }
-
   // Tokens [first, end) from the one to the other, followed while their progress comes.
   void Check(const Model& model, const Shape& of_owner, const Shape& of_reader, uint32_t first,
              uint32_t end) {
-    Side owner(model, of_owner, GetParam(), folder_);
-    Side reader(model, of_reader, GetParam(), folder_);
+    Side owner(model, of_owner, GetParam(), folder_.path());
+    Side reader(model, of_reader, GetParam(), folder_.path());
     const uint32_t window_from = model.window > 0 && end > model.window ? end - model.window : 0;
     HeldTables blocks = owner.Take(first, end, window_from);
     owner.ForEach(blocks.tables(), first, end, of_owner.scales,
@@ -323,7 +316,7 @@ class AnyLayout : public testing::TestWithParam<std::string> {
     }
   }
 
-  std::string folder_;
+  const tests::TempDir folder_;
 };
 
 TEST_P(AnyLayout, BlocksThatAreNoMultiplesOfEachOther) {
@@ -361,7 +354,8 @@ TEST_P(AnyLayout, ScalesThatComeWithTheRequest) {
 }
 
 TEST_P(AnyLayout, AnOfferWithoutTheScalesThatItsCacheNeedsIsRefused) {
-  Side owner({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerHead}, GetParam(), folder_);
+  Side owner({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerHead}, GetParam(),
+             folder_.path());
   const auto refusal = [&](std::vector<KvScales> scales) {
     OfferRequest offer;
     offer.blocks = owner.Take(0, 20, 0);
@@ -408,8 +402,8 @@ TEST_P(AnyLayout, AllOfItTogether) {
 TEST_P(AnyLayout, AnotherModelIsRefusedWithBothSidesValues) {
   Model other;
   other.heads[0] = 8;
-  Side owner({}, {}, GetParam(), folder_);
-  Side reader(other, {}, GetParam(), folder_);
+  Side owner({}, {}, GetParam(), folder_.path());
+  Side reader(other, {}, GetParam(), folder_.path());
   HeldTables blocks = owner.Take(0, 20, 0);
   OfferRequest offer;
   offer.blocks = std::move(blocks);

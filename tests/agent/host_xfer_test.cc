@@ -4,9 +4,7 @@
 #include <sys/mman.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <thread>
 
@@ -15,6 +13,7 @@
 #include "base/mapping.h"
 #include "base/random.h"
 #include "kvcache/kv_view.h"
+#include "tests/common/temp_dir.h"
 
 namespace kvrelay::agent {
 namespace {
@@ -134,12 +133,6 @@ struct Side {
 
 class HostXferTest : public testing::TestWithParam<const char*> {
  protected:
-  HostXferTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "kvrelay-test-XXXXXX").string();
-    folder_ = ::mkdtemp(name.data());
-  }
-  ~HostXferTest() override { std::filesystem::remove_all(folder_); }
-
   // Computes a prompt on the owner's device, saves it to the host, and offers it.
   static proto::Ticket OfferPrompt(Side& owner) {
     owner.blocks = owner.pool->Allocate(kPromptBlocks).value();
@@ -159,12 +152,12 @@ class HostXferTest : public testing::TestWithParam<const char*> {
     return ticket;
   }
 
-  std::string folder_;
+  const tests::TempDir folder_;
 };
 
 TEST_P(HostXferTest, KvCrossesFromDeviceToDevice) {
-  Side owner(KvFormat::kNhd, GetParam(), folder_);
-  Side reader(KvFormat::kHnd, GetParam(), folder_);
+  Side owner(KvFormat::kNhd, GetParam(), folder_.path());
+  Side reader(KvFormat::kHnd, GetParam(), folder_.path());
   const proto::Ticket ticket = OfferPrompt(owner);
   const auto loaded = reader.Load(ticket);
   ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
@@ -177,8 +170,8 @@ TEST_P(HostXferTest, KvCrossesFromDeviceToDevice) {
 }
 
 TEST_P(HostXferTest, ACopyThatFailsIsALoadThatFailed) {
-  Side owner(KvFormat::kNhd, GetParam(), folder_);
-  Side reader(KvFormat::kNhd, GetParam(), folder_);
+  Side owner(KvFormat::kNhd, GetParam(), folder_.path());
+  Side reader(KvFormat::kNhd, GetParam(), folder_.path());
   reader.device.fail = true;
   const auto loaded = reader.Load(OfferPrompt(owner));
   ASSERT_FALSE(loaded.has_value());

@@ -5,13 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <thread>
 
 #include "base/random.h"
 #include "kvcache/kv_view.h"
+#include "tests/common/temp_dir.h"
 #include "transport/ucx_one_sided.h"
 
 namespace kvrelay::agent {
@@ -101,11 +100,6 @@ class KvConnectorTest : public testing::TestWithParam<std::string> {
     const auto lanes = transport::FindOneSidedLanes("");
     if (GetParam() == "ucx-get" && !lanes.has_value()) GTEST_SKIP() << lanes.error().message();
   }
-  KvConnectorTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "kvrelay-test-XXXXXX").string();
-    folder_ = ::mkdtemp(name.data());
-  }
-  ~KvConnectorTest() override { std::filesystem::remove_all(folder_); }
 
   // Offers a prompt whose KV is there, and gives its ticket.
   proto::Ticket OfferPrompt(Side& owner) {
@@ -131,12 +125,12 @@ class KvConnectorTest : public testing::TestWithParam<std::string> {
             .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(15)};
   }
 
-  std::string folder_;
+  const tests::TempDir folder_;
 };
 
 TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
-  Side owner(4, GetParam(), KvFormat::kNhd, folder_);
-  Side reader(2, GetParam(), KvFormat::kHnd, folder_);
+  Side owner(4, GetParam(), KvFormat::kNhd, folder_.path());
+  Side reader(2, GetParam(), KvFormat::kHnd, folder_.path());
   const proto::Ticket ticket = OfferPrompt(owner);
   const BlockTable blocks = reader.pool->Allocate(7).value();
   const auto id = reader.connector->StartLoadKv(LoadInto(reader, ticket, blocks));
@@ -162,8 +156,8 @@ TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
 
 TEST_P(KvConnectorTest, EndsInTheMiddleOfLoadsLeakNothing) {
   for (int round = 0; round < 10; ++round) {
-    Side owner(2, GetParam(), KvFormat::kNhd, folder_);
-    Side reader(1, GetParam(), KvFormat::kNhd, folder_);
+    Side owner(2, GetParam(), KvFormat::kNhd, folder_.path());
+    Side reader(1, GetParam(), KvFormat::kNhd, folder_.path());
     const proto::Ticket ticket = OfferPrompt(owner);
     const BlockTable blocks = reader.pool->Allocate(7).value();
     const auto id = reader.connector->StartLoadKv(LoadInto(reader, ticket, blocks));

@@ -1,7 +1,10 @@
 // A server and a client ZmqRpc on one loop, which the test's own thread runs.
 #pragma once
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <zmq.h>
 
 #include <functional>
@@ -13,6 +16,7 @@
 #include "agent/counters.h"
 #include "agent/event_loop.h"
 #include "agent/zmq_rpc.h"
+#include "base/unique_fd.h"
 
 namespace kvrelay::agent {
 
@@ -59,6 +63,27 @@ class PlainSocket {
  private:
   void* context_;
   void* socket_;
+};
+
+// Listens, lets the kernel connect, and never speaks: a process that was stopped before anybody was
+// connected to it.
+class SilentListener {
+ public:
+  SilentListener() : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(bind(fd_.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(listen(fd_.get(), 8), 0);
+    EXPECT_EQ(getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+    endpoint_ = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  }
+  const std::string& endpoint() const { return endpoint_; }
+
+ private:
+  const UniqueFd fd_;
+  std::string endpoint_;
 };
 
 class RpcFixture : public testing::Test {

@@ -6,9 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <future>
 #include <memory>
 #include <optional>
@@ -17,6 +15,7 @@
 #include <vector>
 
 #include "agent/engine_agent.h"
+#include "tests/common/temp_dir.h"
 
 namespace kvrelay::agent {
 namespace {
@@ -87,18 +86,9 @@ class Engine {
 
 class SmallPullTest : public testing::Test {
  protected:
-  SmallPullTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "kvrelay-test-XXXXXX").string();
-    folder_ = ::mkdtemp(name.data());
-  }
-  ~SmallPullTest() override {
-    reader_.reset();
-    owner_.reset();
-    std::filesystem::remove_all(folder_);
-  }
   void Open(transport::Caps reader_caps = {}) {
-    owner_ = std::make_unique<Engine>(folder_, transport::Caps{});
-    reader_ = std::make_unique<Engine>(folder_, reader_caps);
+    owner_ = std::make_unique<Engine>(folder_.path(), transport::Caps{});
+    reader_ = std::make_unique<Engine>(folder_.path(), reader_caps);
   }
 
   // A prompt of one block.
@@ -195,7 +185,7 @@ class SmallPullTest : public testing::Test {
     EXPECT_TRUE(Holds(*first, 1));
   }
 
-  std::string folder_;
+  const tests::TempDir folder_;
   std::unique_ptr<Engine> owner_;
   std::unique_ptr<Engine> reader_;
 };

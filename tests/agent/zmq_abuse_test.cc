@@ -274,23 +274,12 @@ TEST_F(Abuse, AStoppedCallerIsNoticed) {
 }
 
 TEST_F(Abuse, AStoppedServerFailsCallsBeforeTheirDeadline) {
-  // A listening socket that accepts and never speaks stands for a stopped process that was never
-  // connected to.
-  const UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  ASSERT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(listen(fd.get(), 8), 0);
-  ASSERT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
-  const std::string silent = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
-
+  const SilentListener silent;
   ZmqRpc::Options options;
   options.socket.handshake = Millis(200);
   StartClient(options);
   Status status;
-  client().Call(silent, Type::kPing, "", In(Millis(60'000)),
+  client().Call(silent.endpoint(), Type::kPing, "", In(Millis(60'000)),
                 [&](const Result<std::string>& reply, bool) { status = reply.error(); });
   ASSERT_TRUE(RunUntil([&] { return !status.ok(); }));
   EXPECT_EQ(status.code(), Code::kPeerUnreachable);

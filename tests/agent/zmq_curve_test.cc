@@ -1,8 +1,5 @@
 // Calls with keys: who may call whom, and what those get who may not.
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 
 #include <memory>
 #include <optional>
@@ -12,7 +9,6 @@
 #include <vector>
 
 #include "agent/client.h"
-#include "base/unique_fd.h"
 #include "proto/limits.h"
 #include "tests/agent/rpc_fixture.h"
 #include "tests/common/slowness.h"
@@ -167,22 +163,13 @@ TEST_F(Curve, NobodyWhoseKeyIsNotAllowedIsCalled) {
 }
 
 TEST_F(Curve, OneThatIsSilentInTheHandshakeIsUnreachable) {
-  const UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  ASSERT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  ASSERT_EQ(listen(fd.get(), 8), 0);
-  ASSERT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+  const SilentListener listener;
   ZmqRpc::Options options;
   options.curve = client_key;
   options.socket.handshake = Millis(200);
   StartClient(options);
   const std::string silent =
-      KeyedEndpoint{.endpoint = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port)),
-                    .key = server_key->public_key}
-          .ToText();
+      KeyedEndpoint{.endpoint = listener.endpoint(), .key = server_key->public_key}.ToText();
   EXPECT_EQ(CallError(silent).ToString(),
             "kPeerUnreachable: " + silent + " did not finish the handshake in 200 ms");
 }

@@ -97,19 +97,8 @@ Request GreedyRequest(std::vector<uint32_t> prompt, uint32_t max_new_tokens) {
   return request;
 }
 
-TempDir::TempDir() {
-  std::string pattern = (std::filesystem::temp_directory_path() / "kvrelay-test-XXXXXX").string();
-  if (::mkdtemp(pattern.data()) == nullptr) std::abort();
-  path_ = pattern;
-}
-
-TempDir::~TempDir() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
 void TempDir::Write(const std::string& file, const std::string& content) const {
-  std::ofstream(path_ + "/" + file, std::ios::binary) << content;
+  std::ofstream(path() + "/" + file, std::ios::binary) << content;
 }
 
 uint64_t TestSeed() {

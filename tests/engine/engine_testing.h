@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "tests/common/temp_dir.h"
 
 namespace kvrelay::engine {
 
@@ -46,15 +47,9 @@ Answer Finish(std::future<Answer> answer);
 Request GreedyRequest(std::vector<uint32_t> prompt, uint32_t max_new_tokens);
 
 // A folder that is removed with its content.
-class TempDir {
+class TempDir : public tests::TempDir {
  public:
-  TempDir();
-  ~TempDir();
-  const std::string& path() const { return path_; }
   void Write(const std::string& file, const std::string& content) const;
-
- private:
-  std::string path_;
 };
 
 // KVRELAY_SEED, or a random seed; printed, so that a failure can be run again.

@@ -6,9 +6,10 @@
 #include <sys/stat.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <sstream>
+
+#include "tests/common/temp_dir.h"
 
 namespace kvrelay::tools {
 namespace {
@@ -27,14 +28,11 @@ Endpoint At(const CurveKey& key) { return At("tcp://10.0.0.7:7601#" + KeyToText(
 class KeysTest : public ::testing::Test {
  protected:
   KeysTest() {
-    folder_ = (std::filesystem::temp_directory_path() / "kvrelay-keys-XXXXXX").string();
-    EXPECT_NE(::mkdtemp(folder_.data()), nullptr);
     flags_.key_file = Path("own.key");
     own_ = WriteNewKeyFile(flags_.key_file).value();
   }
-  ~KeysTest() override { std::filesystem::remove_all(folder_); }
 
-  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  std::string Path(const std::string& name) const { return folder_.path() + "/" + name; }
   std::string File(const std::string& name, const std::string& text, mode_t mode = 0600) const {
     std::ofstream(Path(name)) << text;
     EXPECT_EQ(::chmod(Path(name).c_str(), mode), 0);
@@ -47,7 +45,7 @@ class KeysTest : public ::testing::Test {
     return identity.error().message();
   }
 
-  std::string folder_;
+  const tests::TempDir folder_;
   KeyFlags flags_;
   CurveKey own_{};
 };
@@ -129,8 +127,8 @@ TEST_F(KeysTest, ABadLineOfAListIsNamedWithItsNumber) {
   }
   flags_.allowed_keys = Path("nowhere");
   EXPECT_EQ(LoadError(), Path("nowhere") + ": No such file or directory");
-  flags_.allowed_keys = folder_;
-  EXPECT_EQ(LoadError(), folder_ + ": is no file");
+  flags_.allowed_keys = folder_.path();
+  EXPECT_EQ(LoadError(), folder_.path() + ": is no file");
   flags_.allowed_keys = File("long", std::string((4 << 20) + 1, '\n'));
   EXPECT_THAT(LoadError(), HasSubstr("is longer than 4194304 bytes"));
 }

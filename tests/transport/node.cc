@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <sstream>
 #include <thread>
 #include <utility>
 
 #include "base/random.h"
+#include "transport/ucx_one_sided.h"
 #include "transport/ucx_packed.h"
 
 namespace kvrelay::transport {
@@ -77,15 +77,10 @@ bool Control::RunUntil(const std::function<bool()>& done, Duration timeout) {
   return true;
 }
 
-TempDir::TempDir() {
-  char name[] = "/tmp/kvrelay-test-XXXXXX";
-  if (mkdtemp(name) == nullptr) std::abort();
-  path_ = name;
-}
-
-TempDir::~TempDir() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
+std::string WhyMissing(const std::string& transport) {
+  if (transport != "ucx-get") return "";
+  const auto lanes = FindOneSidedLanes("");
+  return lanes.has_value() ? "" : lanes.error().message();
 }
 
 GuardExpectation Lease(const PeerSpec& owner, uint32_t slot, uint32_t tokens) {

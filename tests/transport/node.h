@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "kvcache/lease_record.h"
 #include "kvcache/region.h"
+#include "tests/common/temp_dir.h"
 #include "transport/transport.h"
 
 namespace kvrelay::transport {
@@ -35,16 +36,10 @@ class Control {
   std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
 };
 
-// A new folder under /tmp, mode 0700, removed with its content at the end.
-class TempDir {
- public:
-  TempDir();
-  ~TempDir();
-  const std::string& path() const { return path_; }
+using tests::TempDir;
 
- private:
-  std::string path_;
-};
+// Why this host does not have the transport; empty: it has it.
+std::string WhyMissing(const std::string& transport);
 
 inline constexpr RegionId kKv = 0;
 inline constexpr RegionId kRecords = 1;

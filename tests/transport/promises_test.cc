@@ -15,7 +15,6 @@
 
 #include "tests/common/slowness.h"
 #include "tests/transport/owner_fixture.h"
-#include "transport/ucx_one_sided.h"
 
 namespace kvrelay::transport {
 namespace {
@@ -38,9 +37,8 @@ class PromisesTest : public OwnerTest, public testing::WithParamInterface<std::s
  protected:
   PromisesTest() : OwnerTest(GetParam(), kKvBytes) {}
   void SetUp() override {
-    if (GetParam() == "ucx-get" && !FindOneSidedLanes("").has_value()) {
-      GTEST_SKIP() << FindOneSidedLanes("").error().message();
-    }
+    const std::string missing = WhyMissing(GetParam());
+    if (!missing.empty()) GTEST_SKIP() << missing;
     const char* given = std::getenv("KVRELAY_SEED");
     const uint64_t seed = given != nullptr ? std::stoull(given) : std::random_device{}();
     std::cout << "KVRELAY_SEED=" << seed << "\n";

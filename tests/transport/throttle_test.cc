@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "tests/transport/node.h"
-#include "transport/ucx_one_sided.h"
 
 namespace kvrelay::transport {
 namespace {
@@ -158,9 +157,8 @@ constexpr uint64_t kKvBytes = 4 << 20;
 class ThrottleOf : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    if (GetParam() == "ucx-get" && !FindOneSidedLanes("").has_value()) {
-      GTEST_SKIP() << FindOneSidedLanes("").error().message();
-    }
+    const std::string missing = WhyMissing(GetParam());
+    if (!missing.empty()) GTEST_SKIP() << missing;
   }
   // Both sides have the throttle: it counts every byte once all the same.
   void Open(Caps caps) {

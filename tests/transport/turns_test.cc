@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "tests/transport/node.h"
-#include "transport/ucx_one_sided.h"
 
 namespace kvrelay::transport {
 namespace {
@@ -202,9 +201,8 @@ CopyPlan Repeated(uint32_t times) {
 class TurnsOf : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    if (GetParam() == "ucx-get" && !FindOneSidedLanes("").has_value()) {
-      GTEST_SKIP() << FindOneSidedLanes("").error().message();
-    }
+    const std::string missing = WhyMissing(GetParam());
+    if (!missing.empty()) GTEST_SKIP() << missing;
   }
   // Portions of the whole KV until told to end.
   NextPortion Endless(char name) {
