@@ -28,6 +28,8 @@ namespace {
 
 constexpr size_t kRingSlots = 8;
 constexpr size_t kMaxPings = 256;
+// Nothing wakes a thread that sleeps when a forced close completes, and slots wait for that.
+constexpr Duration kLookAgain = std::chrono::milliseconds(10);
 // How long closing connections are waited for when the transport ends.
 constexpr Duration kFinishLimit = std::chrono::milliseconds(500);
 
@@ -259,6 +261,7 @@ TimePoint PackedRail::Work(TimePoint now) {
   TimePoint next = receiver_->Expire(now);
   next = std::min(next, sender_->Expire(now));
   next = std::min(next, ExpirePeers(now));
+  if (lanes_->closing() > 0) next = std::min(next, now + kLookAgain);
   Publish();
   return busy ? kBusy : next;
 }

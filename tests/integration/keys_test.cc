@@ -102,7 +102,8 @@ TEST_F(KeysStory, TokensAreThoseOfOneProcess) {
   ExpectSameTokens(decode, "mapped");
   EXPECT_EQ(Cli({"health", decode.endpoint()}).exit_code, 0);
   EXPECT_EQ(Cli({"ping", prefill.endpoint(), "--count=3"}).exit_code, 0);
-  for (const Json& peer : Inspect(decode)["peers"]) {
+  const Json inspected = Inspect(decode);
+  for (const Json& peer : inspected["peers"]) {
     EXPECT_THAT(peer["endpoint"].get<std::string>(), EndsWith("#" + public_["prefill"]))
         << "every rank";
   }
