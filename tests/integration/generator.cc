@@ -11,6 +11,7 @@
 
 #include "agent/client.h"
 #include "proto/codec.h"
+#include "tests/common/slowness.h"
 
 namespace kvrelay::integration {
 namespace {
@@ -109,8 +110,17 @@ proto::Generate Greedy(std::vector<uint32_t> system_ids, std::vector<uint32_t> t
   request.token_ids = std::move(token_ids);
   request.max_new_tokens = max_new_tokens;
   request.ignore_eos = true;
-  request.timeout_ms = 120'000;
+  request.timeout_ms = 120'000 * tests::Slowness();
   return request;
+}
+
+std::vector<proto::Generate> GreedyOfLengths(std::span<const size_t> lengths, size_t system_length,
+                                             uint32_t max_new_tokens) {
+  std::vector<proto::Generate> requests;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    requests.push_back(Greedy(Text(system_length, 3), Text(lengths[i], i + 5), max_new_tokens));
+  }
+  return requests;
 }
 
 }  // namespace kvrelay::integration

@@ -1,9 +1,11 @@
 // Many requests to one decode daemon, and what one process would have answered.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -41,5 +43,12 @@ std::vector<uint32_t> Text(size_t length, size_t salt);
 // A greedy request for `max_new_tokens`, eos ignored.
 proto::Generate Greedy(std::vector<uint32_t> system_ids, std::vector<uint32_t> token_ids,
                        uint32_t max_new_tokens);
+
+// Lengths of system prompts in blocks of 16: none, whole blocks, a tail of 13.
+inline constexpr std::array<size_t, 3> kSystemLengths = {0, 64, 77};
+
+// A greedy request for each of `lengths`, all behind the same system prompt.
+std::vector<proto::Generate> GreedyOfLengths(std::span<const size_t> lengths, size_t system_length,
+                                             uint32_t max_new_tokens);
 
 }  // namespace kvrelay::integration

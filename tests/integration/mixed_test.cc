@@ -28,7 +28,6 @@ constexpr std::array<int, 5> kBlockSizes = {8, 16, 24, 100, 256};
 constexpr std::array<const char*, 2> kLayouts = {"nhd", "hnd"};
 constexpr std::array<DType, 3> kDTypes = {DType::kFp32, DType::kFp16, DType::kBf16};
 constexpr std::array<const char*, 2> kTransports = {"mapped", "ucx-packed"};
-constexpr std::array<size_t, 3> kSystems = {0, 64, 77};
 constexpr std::array<size_t, 7> kLengths = {1, 7, 16, 33, 100, 129, 250};
 constexpr uint32_t kNewTokens = 24;
 
@@ -55,7 +54,7 @@ constexpr std::array<size_t, kFactors> kValues = {kRanks.size(),
                                                   kDTypes.size(),
                                                   kDTypes.size(),
                                                   kTransports.size(),
-                                                  kSystems.size(),
+                                                  kSystemLengths.size(),
                                                   2};
 using Config = std::array<size_t, kFactors>;  // the index of each factor's value
 
@@ -116,14 +115,6 @@ std::vector<Config> Rows() {
   return rows;
 }
 
-std::vector<proto::Generate> Requests(size_t system_tokens) {
-  std::vector<proto::Generate> requests;
-  for (size_t i = 0; i < kLengths.size(); ++i) {
-    requests.push_back(Greedy(Text(system_tokens, 3), Text(kLengths[i], i + 5), kNewTokens));
-  }
-  return requests;
-}
-
 class Mixed : public Story {
  protected:
   static Args Flags(const Config& config, Factor ranks, Factor block, Factor layout, Factor dtype) {
@@ -147,7 +138,7 @@ class Mixed : public Story {
         Flags(config, kPrefillRanks, kPrefillBlock, kPrefillLayout, kPrefillDType);
     Args of_decode = Flags(config, kDecodeRanks, kDecodeBlock, kDecodeLayout, kDecodeDType);
     if (config[kStream] == 1) of_decode.push_back("--stream_pulls=false");
-    const size_t system = kSystems[config[kSystem]];
+    const size_t system = kSystemLengths[config[kSystem]];
     SCOPED_TRACE("prefill " + Text(of_prefill) + "; decode " + Text(of_decode) +
                  "; system prompt of " + std::to_string(system));
     Daemon& prefill = StartPrefill(of_prefill);
@@ -162,7 +153,7 @@ class Mixed : public Story {
     // and then rounds such a sum to the neighbouring number, 2^-8 (bf16) or 2^-11 away, in one of
     // thousands of terms; two tokens whose logits are as close as that moves them are a draw.
     constexpr float kDraw = 0.02F;
-    const std::vector<proto::Generate> requests = Requests(system);
+    const std::vector<proto::Generate> requests = GreedyOfLengths(kLengths, system, kNewTokens);
     const auto replies = AskAll(decode.endpoint(), requests, requests.size());
     Handoff handoff(BundledModel(), prefill_dtype, decode_dtype);
     for (size_t i = 0; i < requests.size(); ++i) {
