@@ -2,6 +2,7 @@
 // wrote is NaN: slots past a sequence's end, blocks of nobody, gaps between rows.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -19,6 +20,9 @@ inline uint64_t Seed() {
   const char* text = std::getenv("KVRELAY_SEED");
   return text != nullptr ? std::strtoull(text, nullptr, 10) : 20250611;
 }
+
+// What a batch multiplies its scores with: 1 / sqrt(head_dim).
+inline float Scale(uint32_t head_dim) { return 1.0F / std::sqrt(static_cast<float>(head_dim)); }
 
 struct CacheShape {
   DType dtype = DType::kFp32;

@@ -32,8 +32,6 @@ CacheShape RandomShape(std::mt19937_64& random) {
   return shape;
 }
 
-float Scale(uint32_t head_dim) { return 1.0F / std::sqrt(static_cast<float>(head_dim)); }
-
 TEST(PagedAttention, RandomBatchesEqualTheOracle) {
   const uint64_t seed = Seed();
   SCOPED_TRACE("KVRELAY_SEED=" + std::to_string(seed));

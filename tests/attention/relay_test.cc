@@ -8,8 +8,6 @@
 namespace kvrelay::attention {
 namespace {
 
-float Scale(uint32_t head_dim) { return 1.0F / std::sqrt(static_cast<float>(head_dim)); }
-
 // Several prefixes of which some are shared, sequences without a prefix, decode rows and prefill
 // rows in one batch.
 TEST(RelayAttention, RandomBatchesEqualPagedAndTheOracle) {

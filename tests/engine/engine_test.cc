@@ -12,7 +12,6 @@ namespace kvrelay::engine {
 namespace {
 
 using testing::HasSubstr;
-constexpr const char* kModel = "tests/engine/data/tiny-gqa";
 
 TimePoint In(int64_t ms) { return TimePoint(std::chrono::steady_clock::now()) + Millis(ms); }
 
@@ -33,8 +32,8 @@ struct Gate {
 };
 
 TEST(EngineTest, RequestsFromManyThreadsGetTheirOwnAnswers) {
-  const auto cases = OracleCases(kModel);
-  const auto engine = MakeEngine(SmallOptions(kModel));
+  const auto cases = OracleCases(kTinyModel);
+  const auto engine = MakeEngine(SmallOptions(kTinyModel));
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
@@ -52,7 +51,7 @@ TEST(EngineTest, RequestsFromManyThreadsGetTheirOwnAnswers) {
 }
 
 TEST(EngineTest, SampledAnswersDoNotDependOnCompany) {
-  const auto engine = MakeEngine(SmallOptions(kModel));
+  const auto engine = MakeEngine(SmallOptions(kTinyModel));
   const auto make = [](uint64_t seed) {
     Request request = GreedyRequest({5, 6, 7}, 24);
     request.sampling = {.temperature = 0.8, .top_p = 0.95, .seed = seed};
@@ -71,7 +70,7 @@ TEST(EngineTest, SampledAnswersDoNotDependOnCompany) {
 }
 
 TEST(EngineTest, AFullQueueRefusesAtOnce) {
-  EngineOptions options = SmallOptions(kModel);
+  EngineOptions options = SmallOptions(kTinyModel);
   options.max_batch = 1;
   options.max_queue = 2;
   const auto engine = MakeEngine(options);
@@ -98,7 +97,7 @@ TEST(EngineTest, AFullQueueRefusesAtOnce) {
 }
 
 TEST(EngineTest, CancelEndsARequestSoon) {
-  const auto engine = MakeEngine(SmallOptions(kModel));
+  const auto engine = MakeEngine(SmallOptions(kTinyModel));
   std::promise<RequestNumber> started;
   Request request = GreedyRequest({1, 2}, 400);
   auto first = std::make_shared<bool>(true);
@@ -116,7 +115,7 @@ TEST(EngineTest, CancelEndsARequestSoon) {
 }
 
 TEST(EngineTest, AnIdleEngineStillKeepsDeadlines) {
-  const auto engine = MakeEngine(SmallOptions(kModel));
+  const auto engine = MakeEngine(SmallOptions(kTinyModel));
   Request held = GreedyRequest({1, 2}, 4);
   held.kind = RequestKind::kDecode;
   held.deadline = In(30);
@@ -128,7 +127,7 @@ TEST(EngineTest, AnIdleEngineStillKeepsDeadlines) {
 }
 
 TEST(EngineTest, WaitingRequestsSeeBlocksThatOthersGiveBack) {
-  EngineOptions options = SmallOptions(kModel);
+  EngineOptions options = SmallOptions(kTinyModel);
   options.kv_blocks = 4;
   const auto engine = MakeEngine(options);
   auto lease = engine->pool()->Allocate(3);  // somebody else's
@@ -139,7 +138,7 @@ TEST(EngineTest, WaitingRequestsSeeBlocksThatOthersGiveBack) {
 }
 
 TEST(EngineTest, StopEndsEverythingAndRefusesMore) {
-  const auto engine = MakeEngine(SmallOptions(kModel));
+  const auto engine = MakeEngine(SmallOptions(kTinyModel));
   std::vector<std::future<Answer>> answers;
   for (int i = 0; i < 5; ++i) answers.push_back(Start(*engine, GreedyRequest({1}, 300)));
   engine->Stop({Code::kDraining, "the daemon stops"});
@@ -158,10 +157,10 @@ TEST(EngineTest, BadModelsAndFlagsAreRefused) {
   EngineOptions options = SmallOptions("tests/engine/data/no-such-model");
   EXPECT_EQ(Engine::Create(options).error().code(), Code::kNotFound);
   EXPECT_THAT(Engine::Create(options).error().message(), HasSubstr("no-such-model"));
-  options = SmallOptions(kModel);
+  options = SmallOptions(kTinyModel);
   options.block_size = 0;
   EXPECT_THAT(Engine::Create(options).error().message(), HasSubstr("block_size = 0"));
-  options = SmallOptions(kModel);
+  options = SmallOptions(kTinyModel);
   options.kv_layout = KvFormat::kMla;
   EXPECT_THAT(Engine::Create(options).error().message(), HasSubstr("mla"));
 }

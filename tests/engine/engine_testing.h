@@ -13,6 +13,9 @@
 
 namespace kvrelay::engine {
 
+// A model to test with, below the repository's root.
+inline constexpr const char* kTinyModel = "tests/engine/data/tiny-gqa";
+
 // A path below the repository's root.
 std::string SourcePath(const std::string& relative);
 

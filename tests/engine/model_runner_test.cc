@@ -17,8 +17,6 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr const char* kModel = "tests/engine/data/tiny-gqa";
-
 std::unique_ptr<ModelRunner> MakeRunner(const EngineOptions& options) {
   const auto config = LoadModelConfig(options.model_dir);
   const auto checkpoint = Checkpoint::Open(options.model_dir);
@@ -73,11 +71,11 @@ std::vector<float> LogitsOf(ModelRunner& runner, const std::vector<uint32_t>& id
 TEST(ModelRunnerTest, ChunksSplitsAndLayoutsAgree) {
   std::mt19937_64 random(TestSeed());
   const std::vector<uint32_t> ids = RandomIds(random, 45);
-  const std::vector<float> want = LogitsOf(*MakeRunner(SmallOptions(kModel)), ids, ids.size());
+  const std::vector<float> want = LogitsOf(*MakeRunner(SmallOptions(kTinyModel)), ids, ids.size());
   ASSERT_EQ(want.size(), 96U);
   for (const uint32_t tp : {1U, 2U, 4U}) {
     for (const KvFormat layout : {KvFormat::kNhd, KvFormat::kHnd}) {
-      EngineOptions options = SmallOptions(kModel);
+      EngineOptions options = SmallOptions(kTinyModel);
       options.tp = tp;
       options.kv_layout = layout;
       options.block_size = 7;
@@ -93,12 +91,12 @@ TEST(ModelRunnerTest, ChunksSplitsAndLayoutsAgree) {
 TEST(ModelRunnerTest, HalfPrecisionCachesAreClose) {
   std::mt19937_64 random(TestSeed());
   const std::vector<uint32_t> ids = RandomIds(random, 45);
-  const std::vector<float> want = LogitsOf(*MakeRunner(SmallOptions(kModel)), ids, 9);
+  const std::vector<float> want = LogitsOf(*MakeRunner(SmallOptions(kTinyModel)), ids, 9);
   float scale = 0;
   for (const float value : want) scale = std::max(scale, std::fabs(value));
   for (const auto& [dtype, tolerance] :
        {std::pair{DType::kFp16, 0.01F}, std::pair{DType::kBf16, 0.08F}}) {
-    EngineOptions options = SmallOptions(kModel);
+    EngineOptions options = SmallOptions(kTinyModel);
     options.kv_dtype = dtype;
     const auto runner = MakeRunner(options);
     const float difference = LargestDifference(LogitsOf(*runner, ids, 9), want);
@@ -110,7 +108,7 @@ TEST(ModelRunnerTest, HalfPrecisionCachesAreClose) {
 // 16 sequences of different length, alone and in one batch, with a prompt chunk between them.
 TEST(ModelRunnerTest, TheBatchChangesNothingThatCounts) {
   std::mt19937_64 random(TestSeed());
-  const auto runner = MakeRunner(SmallOptions(kModel));
+  const auto runner = MakeRunner(SmallOptions(kTinyModel));
   std::vector<std::vector<uint32_t>> ids;
   std::vector<std::vector<float>> alone;
   std::vector<BlockTable> tables;
@@ -148,7 +146,7 @@ TEST(ModelRunnerTest, RelayAndPagedAgree) {
   const std::vector<uint32_t> system = RandomIds(random, 48);
   std::vector<std::vector<float>> logits[2];
   for (const RelayMode mode : {RelayMode::kOn, RelayMode::kOff}) {
-    EngineOptions options = SmallOptions(kModel);
+    EngineOptions options = SmallOptions(kTinyModel);
     options.relay = mode;
     const auto runner = MakeRunner(options);
     const BlockTable prefix = *runner->pool()->Allocate(3);
@@ -182,7 +180,7 @@ TEST(ModelRunnerTest, RelayAndPagedAgree) {
 }
 
 TEST(ModelRunnerTest, ProgressIsToldPerRankAndLayer) {
-  EngineOptions options = SmallOptions(kModel);
+  EngineOptions options = SmallOptions(kTinyModel);
   options.tp = 2;
   const auto runner = MakeRunner(options);
   std::vector<std::vector<Progress>> seen(2);  // by rank: each rank's own thread
@@ -269,7 +267,7 @@ TEST(ModelRunnerTest, EachStageHoldsItsLayersAndTellsOfThem) {
 }
 
 TEST(ModelRunnerTest, BadItemsAreRefusedBeforeAnythingRuns) {
-  const auto runner = MakeRunner(SmallOptions(kModel));
+  const auto runner = MakeRunner(SmallOptions(kTinyModel));
   const std::vector<uint32_t> ids(20, 3);
   const std::vector<uint32_t> alien = {96};
   const std::vector<BlockId> one = {0};
@@ -289,7 +287,7 @@ TEST(ModelRunnerTest, BadItemsAreRefusedBeforeAnythingRuns) {
 }
 
 TEST(ModelRunnerTest, TheCacheIsMadeToMeasure) {
-  EngineOptions options = SmallOptions(kModel);
+  EngineOptions options = SmallOptions(kTinyModel);
   options.tp = 2;
   options.kv_bytes = 1 << 20;
   auto runner = MakeRunner(options);
@@ -308,7 +306,7 @@ TEST(ModelRunnerTest, TheCacheIsMadeToMeasure) {
   const Status memory = ModelRunner::Create(*config, *checkpoint, options).error();
   EXPECT_EQ(memory.code(), Code::kResourceExhausted);
   EXPECT_THAT(memory.message(), HasSubstr("available"));
-  options = SmallOptions(kModel);
+  options = SmallOptions(kTinyModel);
   options.tp = 3;
   EXPECT_THAT(ModelRunner::Create(*config, *checkpoint, options).error().message(),
               HasSubstr("tp = 3 does not divide num_attention_heads = 4"));

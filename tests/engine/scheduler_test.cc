@@ -22,7 +22,7 @@ class SchedulerTest : public testing::Test {
 
   void Open(uint32_t blocks, SchedulerOptions options = {}, uint32_t max_prefixes = 100,
             uint32_t tp = 1) {
-    EngineOptions engine = SmallOptions("tests/engine/data/tiny-gqa");
+    EngineOptions engine = SmallOptions(kTinyModel);
     engine.block_size = kBlock;
     engine.kv_blocks = blocks;
     engine.tp = tp;

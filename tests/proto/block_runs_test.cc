@@ -13,7 +13,7 @@ namespace {
 
 using Blocks = std::vector<BlockId>;
 
-std::string Why(std::string_view bytes, size_t max = 100) {
+std::string WhyNoBlocks(std::string_view bytes, size_t max = 100) {
   const auto blocks = UnpackBlocks(bytes, max);
   return blocks.has_value() ? std::to_string(blocks->size()) + " blocks" : blocks.error().message();
 }
@@ -51,14 +51,16 @@ TEST(BlockRuns, ARunIsAFewBytesWhateverItsLength) {
 }
 
 TEST(BlockRuns, WhatIsNoTableIsRefusedWithoutTakingMemory) {
-  EXPECT_EQ(Why("\x80"), "has a run of blocks cut short");
-  EXPECT_EQ(Why("\x01"), "has a run of blocks cut short") << "its count is missing";
-  EXPECT_EQ(Why("\xff\xff\xff\xff\xff\xff\x01"), "has a run of blocks cut short") << "too long";
-  EXPECT_EQ(Why(std::string_view("\x02", 1)), "has a block id outside 32 bits") << "-1";
-  EXPECT_EQ(Why("\xfc\xff\xff\xff\x3f\x05\x05"), "has a block id outside 32 bits");
-  EXPECT_EQ(Why(std::string_view("\x01\x62", 2)), "100 blocks");
-  EXPECT_EQ(Why(std::string_view("\x01\x63", 2)), "has more than 100 blocks");
-  EXPECT_EQ(Why(std::string_view("\x01\xff\xff\xff\xff\x7f", 6)), "has more than 100 blocks");
+  EXPECT_EQ(WhyNoBlocks("\x80"), "has a run of blocks cut short");
+  EXPECT_EQ(WhyNoBlocks("\x01"), "has a run of blocks cut short") << "its count is missing";
+  EXPECT_EQ(WhyNoBlocks("\xff\xff\xff\xff\xff\xff\x01"), "has a run of blocks cut short")
+      << "too long";
+  EXPECT_EQ(WhyNoBlocks(std::string_view("\x02", 1)), "has a block id outside 32 bits") << "-1";
+  EXPECT_EQ(WhyNoBlocks("\xfc\xff\xff\xff\x3f\x05\x05"), "has a block id outside 32 bits");
+  EXPECT_EQ(WhyNoBlocks(std::string_view("\x01\x62", 2)), "100 blocks");
+  EXPECT_EQ(WhyNoBlocks(std::string_view("\x01\x63", 2)), "has more than 100 blocks");
+  EXPECT_EQ(WhyNoBlocks(std::string_view("\x01\xff\xff\xff\xff\x7f", 6)),
+            "has more than 100 blocks");
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 namespace kvrelay::proto {
 namespace {
 
-std::string Why(std::string_view text) {
+std::string WhyNoTicket(std::string_view text) {
   const auto ticket = DecodeTicket(text);
   return ticket.has_value() ? "it decodes" : ticket.error().ToString();
 }
@@ -61,32 +61,35 @@ TEST(Ticket, TheLargestOneFits) {
   ticket.incarnation = UINT64_MAX;
   ticket.prompt.first_token = kMaxTokens;
   ticket.prefixes.resize(kMaxPrefixes, ticket.prompt);
-  EXPECT_EQ(Why(EncodeTicket(ticket)), "it decodes");
+  EXPECT_EQ(WhyNoTicket(EncodeTicket(ticket)), "it decodes");
 }
 
 TEST(Ticket, DamageIsFound) {
   const std::string text = EncodeTicket(Ticket{});
-  EXPECT_EQ(Why(text), "it decodes");
+  EXPECT_EQ(WhyNoTicket(text), "it decodes");
   for (size_t i = 0; i < text.size(); ++i) {
     std::string bad = text;
     bad[i] = bad[i] == 'A' ? 'B' : 'A';
-    EXPECT_NE(Why(bad), "it decodes") << i;
-    EXPECT_NE(Why(text.substr(0, i)), "it decodes") << i;
+    EXPECT_NE(WhyNoTicket(bad), "it decodes") << i;
+    EXPECT_NE(WhyNoTicket(text.substr(0, i)), "it decodes") << i;
   }
-  EXPECT_EQ(Why(text.substr(0, 29)), "kInvalidArgument: TICKET: has a wrong checksum; damaged");
-  EXPECT_NE(Why(text + "A"), "it decodes");
+  EXPECT_EQ(WhyNoTicket(text.substr(0, 29)),
+            "kInvalidArgument: TICKET: has a wrong checksum; damaged");
+  EXPECT_NE(WhyNoTicket(text + "A"), "it decodes");
 }
 
 TEST(Ticket, WhatIsNoTicketIsSaidToBeNone) {
   for (const char* bad : {"", "kvt1", "hello.world", "KVT1.AAAA"}) {
-    EXPECT_EQ(Why(bad), "kInvalidArgument: TICKET: does not begin with 'kvt1.'") << bad;
+    EXPECT_EQ(WhyNoTicket(bad), "kInvalidArgument: TICKET: does not begin with 'kvt1.'") << bad;
   }
-  EXPECT_EQ(Why("kvt.AAAA"), "kInvalidArgument: TICKET: has no version number");
-  EXPECT_EQ(Why("kvt1x.AAAA"), "kInvalidArgument: TICKET: has no version number");
-  EXPECT_EQ(Why("kvt2.AAAA"), "kIncompatible: TICKET: version 2, we understand 1");
-  EXPECT_EQ(Why("kvt1.AA=="), "kInvalidArgument: TICKET: is not base64url; cut off or damaged");
-  EXPECT_EQ(Why("kvt1.AAAA"), "kInvalidArgument: TICKET: is not base64url; cut off or damaged");
-  EXPECT_EQ(Why("kvt1." + std::string(kMaxTicketText, 'A')),
+  EXPECT_EQ(WhyNoTicket("kvt.AAAA"), "kInvalidArgument: TICKET: has no version number");
+  EXPECT_EQ(WhyNoTicket("kvt1x.AAAA"), "kInvalidArgument: TICKET: has no version number");
+  EXPECT_EQ(WhyNoTicket("kvt2.AAAA"), "kIncompatible: TICKET: version 2, we understand 1");
+  EXPECT_EQ(WhyNoTicket("kvt1.AA=="),
+            "kInvalidArgument: TICKET: is not base64url; cut off or damaged");
+  EXPECT_EQ(WhyNoTicket("kvt1.AAAA"),
+            "kInvalidArgument: TICKET: is not base64url; cut off or damaged");
+  EXPECT_EQ(WhyNoTicket("kvt1." + std::string(kMaxTicketText, 'A')),
             "kInvalidArgument: TICKET: 8197 characters, more than 8192");
 }
 

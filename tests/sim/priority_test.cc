@@ -14,12 +14,6 @@
 namespace kvrelay::sim {
 namespace {
 
-EngineId MakeEngine(uint8_t n) {
-  EngineId id;
-  id.bytes[0] = n;
-  return id;
-}
-
 struct PriorityCase {
   Priority priority = Priority::kDecode;
   bool mapped = true;
@@ -36,7 +30,7 @@ TEST_P(PriorityOf, ReachesEveryOperationOfThePull) {
   fabric.on_start = [&terms](const transport::Terms& started) { terms.push_back(started); };
   Host host{.world = world, .network = network, .fabric = fabric, .graveyard = {}, .violation = {}};
   SimPrefill prefill(host,
-                     {.engine = MakeEngine(1),
+                     {.engine = MakeEngineId(1),
                       .prefix = "p:",
                       .tp = 2,
                       .mapped = mapped,
@@ -45,7 +39,7 @@ TEST_P(PriorityOf, ReachesEveryOperationOfThePull) {
                      nullptr);
   Outcomes outcomes;
   SimDecode decode(host,
-                   {.engine = MakeEngine(2),
+                   {.engine = MakeEngineId(2),
                     .prefix = "d:",
                     .mapped = mapped,
                     .prefills = {prefill.endpoint()},

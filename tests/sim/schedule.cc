@@ -17,12 +17,6 @@ constexpr Duration kAgain = Millis(40'000);  // requests once more; longer than 
 constexpr Duration kShortTtl = Millis(100);  // less than a slow pull
 constexpr uint64_t kMaxEvents = 2'000'000;
 
-EngineId MakeEngine(uint64_t n) {
-  EngineId id;
-  id.bytes[0] = static_cast<uint8_t>(n + 1);
-  return id;
-}
-
 class Cluster {
  public:
   explicit Cluster(const ScheduleOptions& options)
@@ -48,7 +42,7 @@ class Cluster {
     const size_t prefills = 1 + random.Below(2);
     std::vector<std::string> fronts;
     for (size_t i = 0; i < prefills; ++i) {
-      SimPrefill::Options prefill{.engine = MakeEngine(i),
+      SimPrefill::Options prefill{.engine = MakeEngineId(i + 1),
                                   .prefix = "p" + std::to_string(i) + ":",
                                   .tp = 1 + static_cast<uint32_t>(random.Below(2)),
                                   .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
@@ -68,7 +62,7 @@ class Cluster {
       prefills_.push_back(std::make_unique<SimPrefill>(host_, prefill, nullptr));
       fronts.push_back(prefills_.back()->endpoint());
     }
-    decode_options_ = {.engine = MakeEngine(100),
+    decode_options_ = {.engine = MakeEngineId(101),
                        .prefix = "d0:",
                        .tp = 1 + static_cast<uint32_t>(random.Below(2)),
                        .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
@@ -79,7 +73,7 @@ class Cluster {
     decode_ = std::make_unique<SimDecode>(host_, decode_options_, outcomes_);
     if (options.faults && random.Chance(0.4)) {
       SimDecode::Options second = decode_options_;
-      second.engine = MakeEngine(101);
+      second.engine = MakeEngineId(102);
       second.prefix = "d1:";
       second.tp = 1 + static_cast<uint32_t>(random.Below(2));
       second_ = std::make_unique<SimDecode>(host_, second, outcomes_);

@@ -15,6 +15,13 @@
 
 namespace kvrelay::sim {
 
+// The n-th engine's, n in [1, 255].
+inline EngineId MakeEngineId(uint64_t n) {
+  EngineId id;
+  id.bytes[0] = static_cast<uint8_t>(n);
+  return id;
+}
+
 struct SimRankOptions {
   EngineId engine;
   Incarnation incarnation = 0;  // of this process
