@@ -88,12 +88,12 @@ TEST(CopyPlan, RunsAreEnumeratedPlaceSegmentOuterInner) {
   EXPECT_EQ(factors, (std::vector<float>{2, 5, 2, 5, 3, 6, 3, 6}));
 }
 
-struct Hostile {
+struct SpoiltPlan {
   const char* name;
   std::function<void(CopyPlan&)> spoil;
 };
 
-class HostilePlan : public ::testing::TestWithParam<Hostile> {};
+class HostilePlan : public ::testing::TestWithParam<SpoiltPlan> {};
 
 TEST_P(HostilePlan, IsRefused) {
   CopyPlan plan = Good();
@@ -101,7 +101,7 @@ TEST_P(HostilePlan, IsRefused) {
   EXPECT_EQ(plan.Validate(kSrc, kDst).code(), Code::kInvalidArgument);
 }
 
-const Hostile kHostile[] = {
+const SpoiltPlan kHostilePlans[] = {
     {"NoSuchSource", [](CopyPlan& p) { p.places[1].src_region = 1; }},
     {"NoSuchDestination", [](CopyPlan& p) { p.places[1].dst_region = UINT32_MAX; }},
     {"MostOffset", [](CopyPlan& p) { p.places[1].src_offset = UINT64_MAX; }},
@@ -134,7 +134,7 @@ const Hostile kHostile[] = {
      }},
 };
 
-INSTANTIATE_TEST_SUITE_P(All, HostilePlan, ::testing::ValuesIn(kHostile),
+INSTANTIATE_TEST_SUITE_P(All, HostilePlan, ::testing::ValuesIn(kHostilePlans),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

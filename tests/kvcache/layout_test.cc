@@ -76,13 +76,13 @@ TEST(KvLayout, SizesThatOverflowSaturateSoThatNothingFits) {
   EXPECT_FALSE(layout.Validate(std::vector<uint64_t>{UINT64_MAX}).ok());
 }
 
-struct Hostile {
+struct SpoiltLayout {
   const char* name;
   std::function<void(KvLayout&)> spoil;
   const char* message;
 };
 
-class HostileLayout : public ::testing::TestWithParam<Hostile> {};
+class HostileLayout : public ::testing::TestWithParam<SpoiltLayout> {};
 
 TEST_P(HostileLayout, IsRefusedByName) {
   KvLayout layout = Small();
@@ -94,7 +94,7 @@ TEST_P(HostileLayout, IsRefusedByName) {
   EXPECT_THAT(status.message(), HasSubstr(GetParam().message));
 }
 
-const Hostile kHostile[] = {
+const SpoiltLayout kHostileLayouts[] = {
     {"UnknownDtype", [](KvLayout& l) { l.dtype = static_cast<DType>(77); }, "dtype 77"},
     {"UnknownFormat", [](KvLayout& l) { l.format = static_cast<KvFormat>(9); }, "format 9"},
     {"NoLayers", [](KvLayout& l) { l.k.clear(), l.v.clear(); }, "layers is 0"},
@@ -129,7 +129,7 @@ const Hostile kHostile[] = {
     {"StrideOdd", [](KvLayout& l) { l.token_stride = 257; }, "element size 2"},
 };
 
-INSTANTIATE_TEST_SUITE_P(All, HostileLayout, ::testing::ValuesIn(kHostile),
+INSTANTIATE_TEST_SUITE_P(All, HostileLayout, ::testing::ValuesIn(kHostileLayouts),
                          [](const auto& info) { return info.param.name; });
 
 // Two kinds of layers, opaque pages, scales: valid, then spoilt.

@@ -28,7 +28,7 @@ using testing_support::Random;
 using testing_support::ShrinkPlanCase;
 using testing_support::TestSeed;
 
-constexpr uint64_t kCases = tests::Slowness() > 1 ? 20'000 : 200'000;
+constexpr uint64_t kPlanCases = tests::Slowness() > 1 ? 20'000 : 200'000;
 
 TEST(RandomPlan, PullsMoveExactlyTheElementsOfTheReader) {
   if (const char* line = std::getenv("KVRELAY_PLAN_CASE"); line != nullptr) {
@@ -37,7 +37,7 @@ TEST(RandomPlan, PullsMoveExactlyTheElementsOfTheReader) {
     return;
   }
   const uint64_t seed = TestSeed();
-  const uint64_t cases = tests::FromEnv("KVRELAY_PLAN_CASES", kCases);
+  const uint64_t cases = tests::FromEnv("KVRELAY_PLAN_CASES", kPlanCases);
   std::atomic<uint64_t> next{0};
   std::mutex mutex;
   std::optional<PlanCase> failed;

@@ -14,12 +14,12 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr uint32_t kLayers = 2;
-constexpr uint32_t kHeads = 4;
-constexpr BlockId kBlocks[] = {0};
+struct ScaledRank {
+  static constexpr uint32_t kLayers = 2;
+  static constexpr uint32_t kHeads = 4;
+  static constexpr BlockId kBlocks[] = {0};
 
-struct Rank {
-  Rank(uint32_t tp, uint32_t tp_rank, DType dtype, bool per_head)
+  ScaledRank(uint32_t tp, uint32_t tp_rank, DType dtype, bool per_head)
       : shard(KvShard::Make(kLayers, kHeads, tp, tp_rank).value()),
         layout(KvLayout::Dense(KvFormat::kNhd, dtype, kLayers, shard.head_count, 8, 16, 4)) {
     layout.scales.with_request = true;
@@ -35,7 +35,7 @@ struct Rank {
 };
 
 TEST(RequestScales, AreAsManyAsTheCacheNeedsAndNoneWhereItHasItsOwn) {
-  Rank rank(2, 0, DType::kInt8, true);
+  ScaledRank rank(2, 0, DType::kInt8, true);
   const auto why = [&](const KvScales& scales) {
     return CheckRequestScales(rank.layout, scales).message();
   };
@@ -57,11 +57,11 @@ TEST(RequestScales, AreAsManyAsTheCacheNeedsAndNoneWhereItHasItsOwn) {
 }
 
 TEST(RequestScales, AreTakenHeadByHeadFromEachSource) {
-  const Rank left(2, 0, DType::kInt8, true);
-  const Rank right(2, 1, DType::kInt8, true);
+  const ScaledRank left(2, 0, DType::kInt8, true);
+  const ScaledRank right(2, 1, DType::kInt8, true);
   const KvScales of_left{.per_head = true, .k = {1, 2, 3, 4}, .v = {11, 12, 13, 14}};
   const KvScales of_right{.per_head = true, .k = {5, 6, 7, 8}, .v = {15, 16, 17, 18}};
-  const Rank whole(1, 0, DType::kInt8, true);
+  const ScaledRank whole(1, 0, DType::kInt8, true);
   TakenScales taken(whole.layout, whole.shard);
   ASSERT_TRUE(taken.Take(left.With(&of_left), left.All(0)).ok());
   ASSERT_TRUE(taken.Take(right.With(&of_right), right.All(1)).ok());
@@ -76,11 +76,11 @@ TEST(RequestScales, AreTakenHeadByHeadFromEachSource) {
 }
 
 TEST(RequestScales, OfATensorMustBeOneWhereTheReaderKeepsOne) {
-  const Rank left(2, 0, DType::kInt8, false);
-  const Rank right(2, 1, DType::kInt8, false);
+  const ScaledRank left(2, 0, DType::kInt8, false);
+  const ScaledRank right(2, 1, DType::kInt8, false);
   const KvScales of_left{.k = {1, 2}, .v = {3, 4}};
   KvScales of_right = of_left;
-  const Rank whole(1, 0, DType::kInt8, false);
+  const ScaledRank whole(1, 0, DType::kInt8, false);
   TakenScales same(whole.layout, whole.shard);
   ASSERT_TRUE(same.Take(left.With(&of_left), left.All(0)).ok());
   ASSERT_TRUE(same.Take(right.With(&of_right), right.All(1)).ok());
@@ -94,7 +94,7 @@ TEST(RequestScales, OfATensorMustBeOneWhereTheReaderKeepsOne) {
   EXPECT_THAT(refused.message(), HasSubstr("layer 1"));
 
   // Per head there is room for both.
-  const Rank by_head(1, 0, DType::kInt8, true);
+  const ScaledRank by_head(1, 0, DType::kInt8, true);
   TakenScales spread(by_head.layout, by_head.shard);
   ASSERT_TRUE(spread.Take(left.With(&of_left), left.All(0)).ok());
   ASSERT_TRUE(spread.Take(right.With(&of_right), right.All(1)).ok());
@@ -102,44 +102,46 @@ TEST(RequestScales, OfATensorMustBeOneWhereTheReaderKeepsOne) {
 }
 
 TEST(RequestScales, GoWithNumbersThatStayAsTheyAre) {
-  const Rank rank(1, 0, DType::kInt8, true);
+  const ScaledRank rank(1, 0, DType::kInt8, true);
   const KvScales scales{
       .per_head = true, .k = {1, 2, 3, 4, 5, 6, 7, 8}, .v = {1, 1, 1, 1, 2, 2, 2, 2}};
-  const auto plan = PlanPull(rank.With(&scales), rank.With(&scales), 0, kHeads, {0, 16});
+  const auto plan =
+      PlanPull(rank.With(&scales), rank.With(&scales), 0, ScaledRank::kHeads, {0, 16});
   ASSERT_TRUE(plan.has_value()) << plan.error().ToString();
   EXPECT_TRUE(plan->factors.empty());
 
-  Rank meaning(1, 0, DType::kFp16, true);
+  ScaledRank meaning(1, 0, DType::kFp16, true);
   meaning.layout.scales = {};
-  const auto cast = PlanPull(rank.With(&scales), meaning.With(nullptr), 0, kHeads, {0, 16});
+  const auto cast =
+      PlanPull(rank.With(&scales), meaning.With(nullptr), 0, ScaledRank::kHeads, {0, 16});
   ASSERT_TRUE(cast.has_value()) << cast.error().ToString();
   ForEachRun(*cast, [&](const CopyBox& box, const PlanRun& run) {
     ASSERT_TRUE(box.casts);
     const uint64_t row =
-        run.dst % (kHeads * 16) / 16;  // the head, in a block of [token][head][dim]
-    const uint64_t tensor_bytes = 4ULL * 16 * kHeads * 16;
+        run.dst % (ScaledRank::kHeads * 16) / 16;  // the head, in a block of [token][head][dim]
+    const uint64_t tensor_bytes = 4ULL * 16 * ScaledRank::kHeads * 16;
     const uint64_t tensor = run.dst / tensor_bytes;  // K and V of layer 0, then of layer 1
     const std::vector<float>& of = tensor % 2 == 0 ? scales.k : scales.v;
-    EXPECT_EQ(run.factor, of[tensor / 2 * kHeads + row]);
+    EXPECT_EQ(run.factor, of[tensor / 2 * ScaledRank::kHeads + row]);
   });
 }
 
 TEST(RequestScales, AreMissedAndMisfitsAreRefused) {
-  const Rank rank(1, 0, DType::kInt8, true);
+  const ScaledRank rank(1, 0, DType::kInt8, true);
   const KvScales scales{
       .per_head = true, .k = std::vector<float>(8, 2), .v = std::vector<float>(8, 2)};
   const auto why = [](const PullSide& owner, const PullSide& reader) {
-    const auto plan = PlanPull(owner, reader, 0, kHeads, {0, 16});
+    const auto plan = PlanPull(owner, reader, 0, ScaledRank::kHeads, {0, 16});
     return plan.has_value() ? "it is planned" : plan.error().ToString();
   };
   EXPECT_THAT(why(rank.With(nullptr), rank.With(&scales)), HasSubstr("owner's scales come with"));
   EXPECT_THAT(why(rank.With(&scales), rank.With(nullptr)), HasSubstr("reader's scales come with"));
 
-  Rank plain(1, 0, DType::kFp16, true);
+  ScaledRank plain(1, 0, DType::kFp16, true);
   plain.layout.scales = {};
   EXPECT_THAT(why(plain.With(nullptr), rank.With(&scales)),
               testing::AllOf(HasSubstr("converts nothing"), HasSubstr("fp16"), HasSubstr("int8")));
-  const Rank by_tensor(1, 0, DType::kInt8, false);
+  const ScaledRank by_tensor(1, 0, DType::kInt8, false);
   EXPECT_THAT(CheckServable(rank.layout, rank.shard, by_tensor.layout, by_tensor.shard).message(),
               testing::AllOf(HasSubstr("per head"), HasSubstr("per tensor")));
 }

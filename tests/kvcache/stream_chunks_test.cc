@@ -14,7 +14,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 // 3 layers x K, V x 2 heads = 12 rows of 40 tokens of 64 bytes: 2560 bytes a row.
-StreamShape Shape() {
+StreamShape SmallStream() {
   StreamShape shape;
   shape.layers = {1, 2, 3};
   shape.head_begin = 2;
@@ -32,25 +32,25 @@ uint64_t Sum(const StreamChunks& chunks) {
 }
 
 TEST(StreamChunks, HoldWholeRowsWhenARowFits) {
-  const StreamChunks chunks = StreamChunks::Make(Shape(), 5 * 2560 + 100).value();
-  EXPECT_EQ(Shape().bytes(), 12 * 2560U);
+  const StreamChunks chunks = StreamChunks::Make(SmallStream(), 5 * 2560 + 100).value();
+  EXPECT_EQ(SmallStream().bytes(), 12 * 2560U);
   ASSERT_EQ(chunks.count(), 3U);
   EXPECT_EQ(chunks.bytes(0), 5 * 2560U);
   EXPECT_EQ(chunks.bytes(2), 2 * 2560U);
-  EXPECT_EQ(Sum(chunks), Shape().bytes());
+  EXPECT_EQ(Sum(chunks), SmallStream().bytes());
 }
 
 TEST(StreamChunks, MakeSegmentsWhenARowIsTooLong) {
-  const StreamChunks chunks = StreamChunks::Make(Shape(), 2000).value();  // 31 tokens
+  const StreamChunks chunks = StreamChunks::Make(SmallStream(), 2000).value();  // 31 tokens
   ASSERT_EQ(chunks.count(), 24U);
   EXPECT_EQ(chunks.bytes(0), 31 * 64U);
   EXPECT_EQ(chunks.bytes(11), 31 * 64U);
   EXPECT_EQ(chunks.bytes(12), 9 * 64U);
-  EXPECT_EQ(Sum(chunks), Shape().bytes());
+  EXPECT_EQ(Sum(chunks), SmallStream().bytes());
 }
 
 TEST(StreamChunks, NeedWhatTheyHoldToBeComputed) {
-  StreamShape shape = Shape();
+  StreamShape shape = SmallStream();
   shape.segment_tokens = 16;
   const StreamChunks chunks = StreamChunks::Make(shape, 16 * 64).value();  // a row each
   const uint32_t first = shape.layers.front();
@@ -68,17 +68,17 @@ TEST(StreamChunks, NeedWhatTheyHoldToBeComputed) {
 
 TEST(StreamChunks, AreAtMostAsLongAsAskedAndAddUp) {
   for (uint64_t chunk_bytes = 64; chunk_bytes < 40000; chunk_bytes += 61) {
-    const StreamChunks chunks = StreamChunks::Make(Shape(), chunk_bytes).value();
+    const StreamChunks chunks = StreamChunks::Make(SmallStream(), chunk_bytes).value();
     for (uint32_t i = 0; i < chunks.count(); ++i) {
       ASSERT_GT(chunks.bytes(i), 0U);
       ASSERT_LE(chunks.bytes(i), chunk_bytes);
     }
-    ASSERT_EQ(Sum(chunks), Shape().bytes()) << chunk_bytes;
+    ASSERT_EQ(Sum(chunks), SmallStream().bytes()) << chunk_bytes;
   }
 }
 
 TEST(StreamChunks, TooSmallForOneTokenIsRefused) {
-  const auto chunks = StreamChunks::Make(Shape(), 63);
+  const auto chunks = StreamChunks::Make(SmallStream(), 63);
   ASSERT_FALSE(chunks.has_value());
   EXPECT_THAT(chunks.error().message(), AllOf(HasSubstr("63"), HasSubstr("64")));
 }
@@ -109,13 +109,13 @@ TEST(StreamChunks, EmptyOrAbsurdShapesAreRefused) {
       [](StreamShape& s) { s.dtype = static_cast<DType>(200); },
   };
   for (const auto& spoil : spoils) {
-    StreamShape shape = Shape();
+    StreamShape shape = SmallStream();
     spoil(shape);
     const auto chunks = StreamChunks::Make(shape, UINT64_MAX);
     ASSERT_FALSE(chunks.has_value()) << &spoil - spoils;
     EXPECT_EQ(chunks.error().code(), Code::kInvalidArgument);
   }
-  StreamShape many = Shape();
+  StreamShape many = SmallStream();
   many.layers.resize(4096), many.head_end = 4098, many.tokens = {0, 1U << 20};
   std::iota(many.layers.begin(), many.layers.end(), 0);
   EXPECT_THAT(StreamChunks::Make(many, 64).error().message(), HasSubstr("too many chunks"));
@@ -126,7 +126,7 @@ class StreamPlans : public ::testing::Test {
   const KvLayout layout_ = KvLayout::Dense(KvFormat::kHnd, DType::kBf16, 5, 4, 32, 16, 10);
   const KvShard shard_ = KvShard::Make(5, 4, 1, 0).value();
   const std::vector<BlockId> blocks_ = {1, 2, 3, 4};
-  const StreamChunks chunks_ = StreamChunks::Make(Shape(), 5 * 2560).value();
+  const StreamChunks chunks_ = StreamChunks::Make(SmallStream(), 5 * 2560).value();
 };
 
 TEST_F(StreamPlans, FitTheCacheAndTheChunk) {
