@@ -19,7 +19,7 @@
 namespace kvrelay::agent {
 namespace {
 
-constexpr uint32_t kBlocks = 96;  // of each kind
+constexpr uint32_t kBlocksOfAKind = 96;
 constexpr uint32_t kHeadDim = 4;
 
 // A model of 6 layers; those at odd places have other heads, and with `window` keep only that many
@@ -103,7 +103,7 @@ struct Rank {
                                ? shard.head_count
                                : KvHeads::Split(model.heads[1], shape.tp, shard.tp_rank).count;
     return KvLayout::Dense(shape.format, shape.dtype, shard.layer_count, heads, kHeadDim,
-                           shape.block_size[kind], kBlocks);
+                           shape.block_size[kind], kBlocksOfAKind);
   }
   // A request's, of `scales`.
   KvScales RequestScales(const Model& model, Scales scales) const {
@@ -229,8 +229,8 @@ struct Side {
 
   const Model model;
   const Shape shape;
-  std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocks);
-  std::shared_ptr<BlockPool> pools[2] = {pool, BlockPool::Create(kBlocks)};
+  std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocksOfAKind);
+  std::shared_ptr<BlockPool> pools[2] = {pool, BlockPool::Create(kBlocksOfAKind)};
   SystemPrefixStore prefixes{4};
   std::vector<Rank> ranks;
   std::unique_ptr<EngineAgent> agent;

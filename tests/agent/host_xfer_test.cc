@@ -18,11 +18,6 @@
 namespace kvrelay::agent {
 namespace {
 
-constexpr uint32_t kBlockSize = 16;
-constexpr uint32_t kBlocks = 32;
-constexpr uint32_t kTokens = 100;
-constexpr uint32_t kPromptBlocks = (kTokens + kBlockSize - 1) / kBlockSize;
-
 class FakeDevice {
  public:
   explicit FakeDevice(uint64_t bytes)
@@ -60,8 +55,13 @@ class FakeDevice {
 };
 
 // One engine of one rank whose cache is on such a device.
-struct Side {
-  Side(KvFormat format, const std::string& transport, const std::string& run_dir)
+struct DeviceEngine {
+  static constexpr uint32_t kBlockSize = 16;
+  static constexpr uint32_t kBlocks = 32;
+  static constexpr uint32_t kTokens = 100;
+  static constexpr uint32_t kPromptBlocks = (kTokens + kBlockSize - 1) / kBlockSize;
+
+  DeviceEngine(KvFormat format, const std::string& transport, const std::string& run_dir)
       : layout(KvLayout::Dense(format, DType::kFp32, 2, 4, 8, kBlockSize, kBlocks)),
         device(layout.dense_bytes()) {
     host = HostXferBuffer::Initialize(
@@ -82,7 +82,7 @@ struct Side {
     connector = std::make_unique<KvConnector>(*agent, host.get());
     agent->Run();
   }
-  ~Side() { agent->Shutdown(); }
+  ~DeviceEngine() { agent->Shutdown(); }
 
   // Calls visit(row, value that belongs there) for every row of the prompt, on the device.
   template <typename Visit>
@@ -134,21 +134,22 @@ struct Side {
 class HostXferTest : public testing::TestWithParam<const char*> {
  protected:
   // Computes a prompt on the owner's device, saves it to the host, and offers it.
-  static proto::Ticket OfferPrompt(Side& owner) {
-    owner.blocks = owner.pool->Allocate(kPromptBlocks).value();
+  static proto::Ticket OfferPrompt(DeviceEngine& owner) {
+    owner.blocks = owner.pool->Allocate(DeviceEngine::kPromptBlocks).value();
     owner.ForEachRow(owner.blocks.blocks(),
                      [](float* row, float value) { std::fill_n(row, 8, value); });
     EXPECT_TRUE(owner.host->SaveKvToHost(owner.blocks.blocks()).ok());
     OfferRequest offer;
     offer.blocks = {owner.blocks.Share(), 0};
-    offer.tokens = kTokens;
+    offer.tokens = DeviceEngine::kTokens;
     offer.hash.bytes[0] = 9;
     offer.finished = true;
     owner.connector->Offer(std::move(offer));
     auto got = owner.WaitFor([](const auto& finished) { return !finished.offers.empty(); });
     proto::Ticket ticket = got.offers.front().second.value();
     owner.agent->Writer(0, ticket.prompt.lease)
-        ->Publish({.tokens = kTokens, .chunk_end = kTokens, .layers = 0});
+        ->Publish(
+            {.tokens = DeviceEngine::kTokens, .chunk_end = DeviceEngine::kTokens, .layers = 0});
     return ticket;
   }
 
@@ -156,22 +157,22 @@ class HostXferTest : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(HostXferTest, KvCrossesFromDeviceToDevice) {
-  Side owner(KvFormat::kNhd, GetParam(), folder_.path());
-  Side reader(KvFormat::kHnd, GetParam(), folder_.path());
+  DeviceEngine owner(KvFormat::kNhd, GetParam(), folder_.path());
+  DeviceEngine reader(KvFormat::kHnd, GetParam(), folder_.path());
   const proto::Ticket ticket = OfferPrompt(owner);
   const auto loaded = reader.Load(ticket);
   ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
   EXPECT_EQ(loaded->own.path, GetParam());
-  EXPECT_EQ(owner.device.copied_blocks, kPromptBlocks);
-  EXPECT_EQ(reader.device.copied_blocks, kPromptBlocks);
+  EXPECT_EQ(owner.device.copied_blocks, DeviceEngine::kPromptBlocks);
+  EXPECT_EQ(reader.device.copied_blocks, DeviceEngine::kPromptBlocks);
   reader.ForEachRow(reader.blocks.blocks(), [](const float* row, float value) {
     for (int i = 0; i < 8; ++i) ASSERT_EQ(row[i], value);
   });
 }
 
 TEST_P(HostXferTest, ACopyThatFailsIsALoadThatFailed) {
-  Side owner(KvFormat::kNhd, GetParam(), folder_.path());
-  Side reader(KvFormat::kNhd, GetParam(), folder_.path());
+  DeviceEngine owner(KvFormat::kNhd, GetParam(), folder_.path());
+  DeviceEngine reader(KvFormat::kNhd, GetParam(), folder_.path());
   reader.device.fail = true;
   const auto loaded = reader.Load(OfferPrompt(owner));
   ASSERT_FALSE(loaded.has_value());

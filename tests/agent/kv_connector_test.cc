@@ -16,13 +16,14 @@
 namespace kvrelay::agent {
 namespace {
 
-constexpr uint32_t kBlockSize = 16;
-constexpr uint32_t kBlocks = 64;
-constexpr uint32_t kTokens = 100;
-
 // One engine: TP ranks over a cache of 2 layers x 4 heads.
-struct Side {
-  Side(uint32_t tp, const std::string& transport, KvFormat format, const std::string& run_dir) {
+struct TpEngine {
+  static constexpr uint32_t kBlockSize = 16;
+  static constexpr uint32_t kBlocks = 64;
+  static constexpr uint32_t kTokens = 100;
+  static constexpr uint32_t kPromptBlocks = (kTokens + kBlockSize - 1) / kBlockSize;
+
+  TpEngine(uint32_t tp, const std::string& transport, KvFormat format, const std::string& run_dir) {
     std::vector<RankCache> caches;
     for (uint32_t rank = 0; rank < tp; ++rank) {
       const KvShard shard = KvShard::Make(2, 4, tp, rank).value();
@@ -45,7 +46,7 @@ struct Side {
     connector = std::make_unique<KvConnector>(*agent);
     agent->Run();
   }
-  ~Side() { agent->Shutdown(); }
+  ~TpEngine() { agent->Shutdown(); }
 
   float* At(uint32_t rank, uint32_t layer, bool v, std::span<const BlockId> blocks, uint32_t head,
             uint32_t token) {
@@ -102,12 +103,12 @@ class KvConnectorTest : public testing::TestWithParam<std::string> {
   }
 
   // Offers a prompt whose KV is there, and gives its ticket.
-  proto::Ticket OfferPrompt(Side& owner) {
-    BlockTable blocks = owner.pool->Allocate((kTokens + kBlockSize - 1) / kBlockSize).value();
+  proto::Ticket OfferPrompt(TpEngine& owner) {
+    BlockTable blocks = owner.pool->Allocate(TpEngine::kPromptBlocks).value();
     owner.ForEachRow(blocks.blocks(), [](float* row, float value) { std::fill_n(row, 8, value); });
     OfferRequest offer;
     offer.blocks = {std::move(blocks), 0};
-    offer.tokens = kTokens;
+    offer.tokens = TpEngine::kTokens;
     offer.hash.bytes[0] = 9;
     offer.finished = true;
     owner.connector->Offer(std::move(offer));
@@ -115,11 +116,11 @@ class KvConnectorTest : public testing::TestWithParam<std::string> {
     proto::Ticket ticket = done.offers.front().second.value();
     for (uint32_t rank = 0; rank < owner.agent->num_ranks(); ++rank) {
       owner.agent->Writer(rank, ticket.prompt.lease)
-          ->Publish({.tokens = kTokens, .chunk_end = kTokens, .layers = 0});
+          ->Publish({.tokens = TpEngine::kTokens, .chunk_end = TpEngine::kTokens, .layers = 0});
     }
     return ticket;
   }
-  LoadRequest LoadInto(Side& reader, const proto::Ticket& ticket, const BlockTable& blocks) {
+  LoadRequest LoadInto(TpEngine& reader, const proto::Ticket& ticket, const BlockTable& blocks) {
     return {.ticket = ticket,
             .blocks = {blocks.Share(), 0},
             .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(15)};
@@ -129,8 +130,8 @@ class KvConnectorTest : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
-  Side owner(4, GetParam(), KvFormat::kNhd, folder_.path());
-  Side reader(2, GetParam(), KvFormat::kHnd, folder_.path());
+  TpEngine owner(4, GetParam(), KvFormat::kNhd, folder_.path());
+  TpEngine reader(2, GetParam(), KvFormat::kHnd, folder_.path());
   const proto::Ticket ticket = OfferPrompt(owner);
   const BlockTable blocks = reader.pool->Allocate(7).value();
   const auto id = reader.connector->StartLoadKv(LoadInto(reader, ticket, blocks));
@@ -139,7 +140,8 @@ TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
   EXPECT_EQ(done.loads[0].first, id);
   ASSERT_TRUE(done.loads[0].second.has_value()) << done.loads[0].second.error().ToString();
   EXPECT_EQ(done.loads[0].second->own.path, GetParam());
-  EXPECT_EQ(done.loads[0].second->own.bytes, uint64_t{kTokens} * 2 * 2 * 4 * 8 * sizeof(float));
+  EXPECT_EQ(done.loads[0].second->own.bytes,
+            uint64_t{TpEngine::kTokens} * 2 * 2 * 4 * 8 * sizeof(float));
   reader.ForEachRow(blocks.blocks(), [](const float* row, float value) {
     for (int i = 0; i < 8; ++i) ASSERT_EQ(row[i], value);
   });
@@ -156,8 +158,8 @@ TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
 
 TEST_P(KvConnectorTest, EndsInTheMiddleOfLoadsLeakNothing) {
   for (int round = 0; round < 10; ++round) {
-    Side owner(2, GetParam(), KvFormat::kNhd, folder_.path());
-    Side reader(1, GetParam(), KvFormat::kNhd, folder_.path());
+    TpEngine owner(2, GetParam(), KvFormat::kNhd, folder_.path());
+    TpEngine reader(1, GetParam(), KvFormat::kNhd, folder_.path());
     const proto::Ticket ticket = OfferPrompt(owner);
     const BlockTable blocks = reader.pool->Allocate(7).value();
     const auto id = reader.connector->StartLoadKv(LoadInto(reader, ticket, blocks));

@@ -20,12 +20,12 @@
 namespace kvrelay::agent {
 namespace {
 
-constexpr uint32_t kBlockSize = 16;
-constexpr uint32_t kBlocks = 16;
-constexpr uint64_t kBlockBytes = 4096;
-
 class Engine {
  public:
+  static constexpr uint32_t kBlockSize = 16;
+  static constexpr uint32_t kBlocks = 16;
+  static constexpr uint64_t kBlockBytes = 4096;
+
   Engine(const std::string& run_dir, transport::Caps caps) {
     const KvShard shard = KvShard::Make(1, 1, 1, 0).value();
     const KvLayout layout =
@@ -99,7 +99,7 @@ class SmallPullTest : public testing::Test {
     owner_->Do([&] {
       OfferRequest offer;
       offer.blocks = {std::move(blocks), 0};
-      offer.tokens = kBlockSize;
+      offer.tokens = Engine::kBlockSize;
       offer.hash.bytes[0] = 9;
       offer.finished = computed;
       owner_->agent->owner().Offer(
@@ -112,14 +112,14 @@ class SmallPullTest : public testing::Test {
         .incarnation = owner_->agent->incarnation(),
         .front = owner_->agent->endpoint(),
         .model = owner_->agent->model(),
-        .prompt = {.lease = lease, .hash = {}, .first_token = 0, .tokens = kBlockSize},
+        .prompt = {.lease = lease, .hash = {}, .first_token = 0, .tokens = Engine::kBlockSize},
         .prefixes = {}};
     ticket.prompt.hash.bytes[0] = 9;
     return ticket;
   }
   void Publish(const LeaseId& lease) {
     owner_->agent->Writer(0, lease)->Publish(
-        {.tokens = kBlockSize, .chunk_end = kBlockSize, .layers = 0});
+        {.tokens = Engine::kBlockSize, .chunk_end = Engine::kBlockSize, .layers = 0});
   }
 
   struct Loading {
@@ -199,7 +199,7 @@ TEST_F(SmallPullTest, WhatIsComputedIsHereWhenTheCallReturns) {
     const auto loaded = Wait(*loading);
     ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
     EXPECT_EQ(loaded->own.path, "mapped");
-    EXPECT_EQ(loaded->own.bytes, kBlockBytes);
+    EXPECT_EQ(loaded->own.bytes, Engine::kBlockBytes);
     EXPECT_EQ(Pulls(), byte);
     EXPECT_EQ(reader_->pool->used_blocks(), 0U);
     EXPECT_EQ(reader_->ClaimsHeld(), 0U);
