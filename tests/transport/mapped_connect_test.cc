@@ -23,8 +23,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::HasSubstr;
 
-constexpr uint64_t kKvBytes = 8 << 20;
-
 size_t OpenDescriptors() {
   return static_cast<size_t>(std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
                                            std::filesystem::directory_iterator()));
@@ -32,6 +30,8 @@ size_t OpenDescriptors() {
 
 class MappedConnectTest : public OwnerTest {
  protected:
+  static constexpr uint64_t kKvBytes = 8 << 20;
+
   MappedConnectTest() : OwnerTest("mapped", kKvBytes) {}
 };
 

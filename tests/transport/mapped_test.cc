@@ -20,8 +20,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::HasSubstr;
 
-constexpr uint64_t kKvBytes = 8 << 20;
-
 int TimesMapped(const std::string& name) {
   std::ifstream maps("/proc/self/maps");
   int times = 0;
@@ -31,6 +29,8 @@ int TimesMapped(const std::string& name) {
 
 class MappedTest : public OwnerTest {
  protected:
+  static constexpr uint64_t kKvBytes = 8 << 20;
+
   MappedTest() : OwnerTest("mapped", kKvBytes) {}
 };
 

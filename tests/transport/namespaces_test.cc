@@ -21,11 +21,11 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-constexpr uint64_t kKvBytes = 32 << 20;
-constexpr uint64_t kChunk = 256 << 10;
-
 class NamespacesTest : public testing::Test {
  protected:
+  static constexpr uint64_t kKvBytes = 32 << 20;
+  static constexpr uint64_t kChunk = 256 << 10;
+
   void SetUp() override {
     first_ = IsolatedHost::Create();
     second_ = IsolatedHost::Create();

@@ -16,12 +16,13 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr uint64_t kChunk = 64;
-constexpr uint32_t kChunks = 4;
-const PeerSpec kOwner{.name = "owner", .address = {}, .region_bytes = {}, .incarnation = 77};
+const PeerSpec kOwnerSpec{.name = "owner", .address = {}, .region_bytes = {}, .incarnation = 77};
 
 class PackedReceiverTest : public testing::Test {
  protected:
+  static constexpr uint64_t kChunk = 64;
+  static constexpr uint32_t kChunks = 4;
+
   PackedReceiverTest()
       : memory_(kChunk * kChunks, std::byte{0x5a}),
         region_{memory_.data(), memory_.size(), -1},
@@ -38,7 +39,7 @@ class PackedReceiverTest : public testing::Test {
                      .incarnation = 77,
                      .stream = stream,
                      .plan = std::move(plan),
-                     .want = Lease(kOwner, 0),
+                     .want = Lease(kOwnerSpec, 0),
                      .deadline = TimePoint(std::chrono::seconds(10)),
                      .done = [this](Completion completion) {
                        ++completions_;
@@ -47,7 +48,7 @@ class PackedReceiverTest : public testing::Test {
   }
   static PackedHeader Header(StreamId stream, uint32_t chunk) {
     LeaseRecord record;
-    record.Start(Lease(kOwner, 0).epoch, 77, Lease(kOwner, 0).table_hash);
+    record.Start(Lease(kOwnerSpec, 0).epoch, 77, Lease(kOwnerSpec, 0).table_hash);
     record.Publish({.tokens = 100, .chunk_end = 100, .layers = 0});
     PackedHeader header;
     header.stream = stream;

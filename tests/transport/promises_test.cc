@@ -23,10 +23,6 @@ using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr uint64_t kKvBytes = 32 << 20;
-constexpr uint64_t kChunk = 256 << 10;
-constexpr uint32_t kChunks = kKvBytes / kChunk;
-
 std::vector<std::string> Names() {
   std::vector<std::string> names;
   for (const TransportKind& kind : TransportKinds()) names.emplace_back(kind.name);
@@ -35,6 +31,10 @@ std::vector<std::string> Names() {
 
 class PromisesTest : public OwnerTest, public testing::WithParamInterface<std::string> {
  protected:
+  static constexpr uint64_t kKvBytes = 32 << 20;
+  static constexpr uint64_t kChunk = 256 << 10;
+  static constexpr uint32_t kChunks = kKvBytes / kChunk;
+
   PromisesTest() : OwnerTest(GetParam(), kKvBytes) {}
   void SetUp() override {
     const std::string missing = WhyMissing(GetParam());

@@ -19,7 +19,7 @@ namespace {
 
 constexpr size_t kPiece = 1 << 20;
 
-sockaddr_in Address(const std::string& ip, uint16_t port) {
+sockaddr_in SocketAddress(const std::string& ip, uint16_t port) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
@@ -31,7 +31,7 @@ sockaddr_in Address(const std::string& ip, uint16_t port) {
 // that hangs up.
 int SenderMain(const std::vector<std::string>& arguments) {
   const UniqueFd listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address = Address(arguments.at(0), 0);
+  sockaddr_in address = SocketAddress(arguments.at(0), 0);
   socklen_t length = sizeof(address);
   auto* const generic = reinterpret_cast<sockaddr*>(&address);
   if (bind(listener.get(), generic, length) != 0 || listen(listener.get(), 1) != 0 ||
@@ -55,7 +55,7 @@ int ReceiverMain(const std::vector<std::string>& arguments) {
   const TimePoint begin = std::chrono::steady_clock::now();
   const UniqueFd peer(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const sockaddr_in address =
-      Address(arguments.at(0), static_cast<uint16_t>(std::stoul(arguments.at(1))));
+      SocketAddress(arguments.at(0), static_cast<uint16_t>(std::stoul(arguments.at(1))));
   if (connect(peer.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return 1;
   }

@@ -152,10 +152,10 @@ TEST(Throttle, RandomPiecesKeepToBothCaps) {
 
 // --- In the transports
 
-constexpr uint64_t kKvBytes = 4 << 20;
-
 class ThrottleOf : public testing::TestWithParam<std::string> {
  protected:
+  static constexpr uint64_t kKvBytes = 4 << 20;
+
   void SetUp() override {
     const std::string missing = WhyMissing(GetParam());
     if (!missing.empty()) GTEST_SKIP() << missing;

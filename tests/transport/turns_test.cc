@@ -22,9 +22,7 @@ namespace {
 using std::chrono::seconds;
 
 constexpr uint64_t kTurn = 1000;
-constexpr uint64_t kPiece = 300;
-
-TimePoint At(int64_t ms) { return TimePoint{} + Millis(ms); }
+constexpr TimePoint kAnyDeadline{};  // turns do not depend on it
 
 struct Op {
   char name = 0;
@@ -47,16 +45,16 @@ std::string Order(Turns& turns, std::list<Op>& ops, int pieces, uint64_t bytes) 
 TEST(Turns, SessionsMoveAsManyBytesEach) {
   Turns turns(kTurn);
   std::list<Op> ops;
-  for (const char name : {'a', 'b', 'c'}) ops.push_back({name, turns.Enter(At(0))});
+  for (const char name : {'a', 'b', 'c'}) ops.push_back({name, turns.Enter(kAnyDeadline)});
   EXPECT_EQ(Order(turns, ops, 9, 500), "aabbccaab");
 }
 
 TEST(Turns, TheMoreUrgentGoFirstWhoeverCameBefore) {
   Turns turns(kTurn);
   std::list<Op> ops;
-  ops.push_back({'p', turns.Enter({At(0), Priority::kPrefetch, 1})});
+  ops.push_back({'p', turns.Enter({kAnyDeadline, Priority::kPrefetch, 1})});
   EXPECT_EQ(Order(turns, ops, 2, 400), "pp");
-  ops.push_back({'d', turns.Enter({At(0), Priority::kDecode, 2})});
+  ops.push_back({'d', turns.Enter({kAnyDeadline, Priority::kDecode, 2})});
   EXPECT_EQ(Order(turns, ops, 4, 400), "dddd");
   ops.back().ready = false;  // waits for the prompt's computation
   EXPECT_EQ(Order(turns, ops, 2, 400), "pp");
@@ -72,7 +70,8 @@ TEST(Turns, ASessionHasOneTurnHoweverManyOperations) {
   Turns turns(kTurn);
   std::list<Op> ops;
   for (const char name : {'a', 'a', 'a', 'b'}) {
-    ops.push_back({name, turns.Enter({At(0), Priority::kDecode, static_cast<uint64_t>(name)})});
+    ops.push_back(
+        {name, turns.Enter({kAnyDeadline, Priority::kDecode, static_cast<uint64_t>(name)})});
   }
   EXPECT_EQ(Order(turns, ops, 6, kTurn), "ababab");
 }
@@ -80,11 +79,11 @@ TEST(Turns, ASessionHasOneTurnHoweverManyOperations) {
 TEST(Turns, NewcomersDoNotKeepAnOlderSessionFromItsTurn) {
   Turns turns(kTurn);
   std::list<Op> ops;
-  ops.push_back({'o', turns.Enter(At(0))});
+  ops.push_back({'o', turns.Enter(kAnyDeadline)});
   std::string order;
   for (int i = 0; i < 6; ++i) {
-    ops.push_back({'n', turns.Enter(At(0))});
-    ops.push_back({'n', turns.Enter(At(0))});
+    ops.push_back({'n', turns.Enter(kAnyDeadline)});
+    ops.push_back({'n', turns.Enter(kAnyDeadline)});
     order += Order(turns, ops, 3, kTurn);
   }
   EXPECT_GE(std::ranges::count(order, 'o'), 2) << order;
@@ -112,6 +111,7 @@ TEST(Turns, RandomSessionsShareWithinTheBound) {
     Turns::Place place;
     bool ready = true;
   };
+  constexpr uint64_t kPiece = 300;
   for (int round = 0; round < 200; ++round) {
     Turns turns(kTurn);
     std::vector<Session> sessions(2 + below(6));
@@ -125,8 +125,8 @@ TEST(Turns, RandomSessionsShareWithinTheBound) {
     for (int step = 0; step < 300; ++step) {
       if (ops.empty() || below(20) == 0) {
         const size_t session = below(sessions.size());
-        ops.push_back(
-            {session, turns.Enter({At(0), sessions[session].priority, sessions[session].id})});
+        ops.push_back({session, turns.Enter({kAnyDeadline, sessions[session].priority,
+                                             sessions[session].id})});
       }
       if (ops.size() > 1 && below(25) == 0) ops.pop_front();
       for (RandomOp& op : ops) {
@@ -171,8 +171,6 @@ TEST(Turns, RandomSessionsShareWithinTheBound) {
 
 // --- In the transports
 
-constexpr uint64_t kKvBytes = 4 << 20;
-
 // Portions that say when they were asked for. Called on the transfer thread.
 class Log {
  public:
@@ -190,19 +188,20 @@ class Log {
   std::string names_;
 };
 
-// The whole KV, `times` times.
-CopyPlan Repeated(uint32_t times) {
-  CopyPlan plan = Contiguous(0, kKvBytes);
-  plan.segments.assign(times, {0, 0});
-  plan.boxes[0].num_segments = times;
-  return plan;
-}
-
 class TurnsOf : public testing::TestWithParam<std::string> {
  protected:
+  static constexpr uint64_t kKvBytes = 4 << 20;
+
   void SetUp() override {
     const std::string missing = WhyMissing(GetParam());
     if (!missing.empty()) GTEST_SKIP() << missing;
+  }
+  // The whole KV, `times` times.
+  static CopyPlan Repeated(uint32_t times) {
+    CopyPlan plan = Contiguous(0, kKvBytes);
+    plan.segments.assign(times, {0, 0});
+    plan.boxes[0].num_segments = times;
+    return plan;
   }
   // Portions of the whole KV until told to end.
   NextPortion Endless(char name) {
@@ -294,6 +293,9 @@ TEST_P(MappedTurns, SessionsMoveAsManyBytesWhateverTheNumberOfTheirReads) {
 // The owner's chunks, on one rail to one reader.
 class PackedTurns : public testing::Test {
  protected:
+  static constexpr uint64_t kKvBytes = 4 << 20;
+  static constexpr uint64_t kChunk = 64 << 10;
+
   // The first holds the owner's thread up until Go, so that all others begin together.
   void Send(Node& owner, const PeerSpec& reader, char name, uint32_t chunks, const Terms& terms) {
     StreamPlan plan = SendPlan(chunks, kChunk);
@@ -317,7 +319,6 @@ class PackedTurns : public testing::Test {
     all_there_.notify_all();
   }
 
-  static constexpr uint64_t kChunk = 64 << 10;
   static void SmallChunks(Options& options) { options.chunk_bytes = kChunk; }
 
   Log log_;

@@ -21,10 +21,10 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::HasSubstr;
 
-constexpr uint64_t kKvBytes = 8 << 20;
-
 class UcxGetTest : public OwnerTest {
  protected:
+  static constexpr uint64_t kKvBytes = 8 << 20;
+
   UcxGetTest() : OwnerTest("ucx-get", kKvBytes) {}
   void SetUp() override {
     if (const auto lanes = FindOneSidedLanes(""); !lanes.has_value()) {

@@ -14,12 +14,12 @@ namespace kvrelay::transport {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-inline constexpr uint64_t kKvBytes = 16 << 20;
-inline constexpr uint64_t kChunk = 256 << 10;
-inline constexpr uint32_t kAllChunks = kKvBytes / kChunk;
-
 class UcxRailTest : public OwnerTest {
  protected:
+  static constexpr uint64_t kKvBytes = 16 << 20;
+  static constexpr uint64_t kChunk = 256 << 10;
+  static constexpr uint32_t kAllChunks = kKvBytes / kChunk;
+
   UcxRailTest() : OwnerTest("ucx-rail", kKvBytes) {}
 
   Completion Receive(Node& reader, PeerHandle peer, StreamId stream, uint32_t chunks,
