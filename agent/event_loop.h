@@ -30,6 +30,8 @@ class EventLoop final : public Clock {
     Duration spin = std::chrono::microseconds(50);
   };
   using WatchId = uint64_t;  // 0 is never a watch
+  // What a `ready` receives at most: then timers and others have their turn.
+  static constexpr int kMessagesPerRound = 64;
 
   EventLoop() : EventLoop(Options{}) {}
   explicit EventLoop(Options options);

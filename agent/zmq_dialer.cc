@@ -14,11 +14,10 @@
 namespace kvrelay::agent {
 namespace {
 
-constexpr int kMessagesPerRound = 64;
-constexpr int kConnectionEvents = ZMQ_EVENT_CONNECTED | ZMQ_EVENT_CONNECT_RETRIED |
-                                  ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
-                                  ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
-                                  ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+constexpr int kDialerEvents = ZMQ_EVENT_CONNECTED | ZMQ_EVENT_CONNECT_RETRIED |
+                              ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                              ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                              ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
 
 int64_t WholeMillis(Duration d) { return std::chrono::ceil<std::chrono::milliseconds>(d).count(); }
 
@@ -124,7 +123,7 @@ Result<std::shared_ptr<ZmqDialer::Peer>> ZmqDialer::Connect(const std::string& e
   KVRELAY_ASSIGN_OR_RETURN(transport::ZmqSocket socket,
                            transport::ZmqSocket::Create(context_, ZMQ_DEALER, options_));
   KVRELAY_ASSIGN_OR_RETURN(transport::ZmqMonitor monitor,
-                           transport::ZmqMonitor::Create(context_, socket, kConnectionEvents));
+                           transport::ZmqMonitor::Create(context_, socket, kDialerEvents));
   KVRELAY_ASSIGN_OR_RETURN(const std::string address, UseKey(socket, endpoint));
   KVRELAY_RETURN_IF_ERROR(socket.Connect(address));
   auto peer = std::make_shared<Peer>(endpoint, loop_.Now(), std::move(socket), std::move(monitor));
@@ -174,7 +173,7 @@ Status ZmqDialer::HandshakeFailure(const Peer& peer, uint16_t what) const {
 }
 
 void ZmqDialer::OnReadable(const std::shared_ptr<Peer>& peer) {
-  for (int i = 0; i < kMessagesPerRound && !peer->dropped; ++i) {
+  for (int i = 0; i < EventLoop::kMessagesPerRound && !peer->dropped; ++i) {
     const std::optional<transport::ZmqMessage> message = peer->socket.Receive();
     if (!message) return;
     peer->connected = true;

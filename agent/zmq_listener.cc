@@ -12,10 +12,9 @@
 namespace kvrelay::agent {
 namespace {
 
-constexpr int kMessagesPerRound = 64;  // then timers and others have their turn
-constexpr int kConnectionEvents = ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED |
-                                  ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                                  ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
+constexpr int kListenerEvents = ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED |
+                                ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                                ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
 
 std::string BadMessages(std::string_view reason) {
   return "kvrelay_bad_messages_total{reason=\"" + std::string(reason) + "\"}";
@@ -126,7 +125,7 @@ Result<std::shared_ptr<ZmqListener>> ZmqListener::Create(
   KVRELAY_ASSIGN_OR_RETURN(transport::ZmqSocket socket,
                            transport::ZmqSocket::Create(context, ZMQ_ROUTER, options));
   KVRELAY_ASSIGN_OR_RETURN(transport::ZmqMonitor monitor,
-                           transport::ZmqMonitor::Create(context, socket, kConnectionEvents));
+                           transport::ZmqMonitor::Create(context, socket, kListenerEvents));
   transport::KeyedEndpoint at;
   std::optional<transport::ZapHandler> zap;
   if (curve != nullptr) {
@@ -180,7 +179,7 @@ void ZmqListener::Handle(proto::Type type, Rpc::Handler handler) {
 }
 
 void ZmqListener::OnReadable() {
-  for (int i = 0; i < kMessagesPerRound; ++i) {
+  for (int i = 0; i < EventLoop::kMessagesPerRound; ++i) {
     const std::optional<transport::ZmqMessage> message = socket_.Receive();
     if (!message) return;
     // Descriptors are used again. The events that were there before this message tell whose its

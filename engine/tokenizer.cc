@@ -7,7 +7,7 @@ namespace kvrelay::engine {
 namespace {
 
 constexpr uint32_t kFirstByteId = 3;  // after padding, eos and unknown
-constexpr uint64_t kMaxConfigBytes = 64U << 20;
+constexpr uint64_t kMaxTokenizerConfigBytes = 64U << 20;
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 // How a byte may continue a UTF-8 sequence (RFC 3629: no overlong forms, no surrogates, nothing
@@ -41,7 +41,7 @@ bool Continues(const std::string& pending, uint8_t byte) {
 Result<Tokenizer> Tokenizer::Load(const std::string& model_dir, const ModelConfig& config) {
   Tokenizer tokenizer;
   const std::string path = model_dir + "/tokenizer_config.json";
-  const Result<std::string> text = ReadTextFile(path, kMaxConfigBytes);
+  const Result<std::string> text = ReadTextFile(path, kMaxTokenizerConfigBytes);
   if (!text && text.error().code() == Code::kNotFound) return tokenizer;
   if (!text) return Error(text.error());
   KVRELAY_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Parse(*text, path));

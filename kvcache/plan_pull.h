@@ -63,13 +63,6 @@ Status CheckServable(const KvLayout& owner, const KvShard& owner_shard, const Kv
 // (where they keep a window: to what they hold of it). kInvalidArgument, which begins with `name`.
 Status CheckTables(std::string_view name, const PullSide& side, TokenRange tokens);
 
-// Global layers, [begin, end).
-struct LayerRange {
-  uint32_t begin = 0;
-  uint32_t end = UINT32_MAX;
-  bool operator==(const LayerRange&) const = default;
-};
-
 // All of `layers` in `head_group` that both hold, global KV heads [head_begin, head_end) of that
 // group, token range `tokens` (of layers that keep a window: those of it that the reader wants);
 // nothing for an empty range. Between layouts, block sizes and dtypes that differ in any way.

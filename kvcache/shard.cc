@@ -9,8 +9,8 @@ namespace {
 
 // Bounds for what a peer claims to be.
 constexpr uint32_t kMaxRanks = 1U << 16;
-constexpr uint32_t kMaxLayers = 1U << 16;
-constexpr uint32_t kMaxHeads = 1U << 16;
+constexpr uint32_t kMaxModelLayers = 1U << 16;
+constexpr uint32_t kMaxModelHeads = 1U << 16;
 constexpr uint32_t kMaxHeadGroups = 16;
 
 Status CheckPart(std::string_view what, uint32_t begin, uint32_t count, uint32_t total,
@@ -29,16 +29,7 @@ std::string PartName(std::string_view what, uint64_t begin, uint64_t count, uint
   return name + " of " + std::to_string(total);
 }
 
-// Layers [begin, end) of the model.
-struct LayerRange {
-  uint64_t begin = 0;
-  uint64_t end = 0;
-  bool operator==(const LayerRange&) const = default;
-};
-
-LayerRange Layers(const KvShard& shard) {
-  return {shard.layer_begin, uint64_t{shard.layer_begin} + shard.layer_count};
-}
+LayerRange Layers(const KvShard& shard) { return {shard.layer_begin, shard.layer_end()}; }
 
 std::string OwnersText(std::span<const KvShard> owners) {
   std::string text;
@@ -62,7 +53,7 @@ Result<std::vector<LayerRange>> Stages(const KvShard& reader, std::span<const Kv
     return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
   });
   stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
-  uint64_t next = need.begin;
+  uint32_t next = need.begin;
   for (const LayerRange& stage : stages) {
     const bool follows = &stage == stages.data() ? stage.begin <= next : stage.begin == next;
     if (!follows) break;
@@ -138,7 +129,8 @@ Status KvShard::Validate() const {
                                              std::to_string(tp_size) + " (at most " +
                                              std::to_string(kMaxRanks) + " ranks)");
   }
-  KVRELAY_RETURN_IF_ERROR(CheckPart("layers", layer_begin, layer_count, total_layers, kMaxLayers));
+  KVRELAY_RETURN_IF_ERROR(
+      CheckPart("layers", layer_begin, layer_count, total_layers, kMaxModelLayers));
   if (num_head_groups() > kMaxHeadGroups) {
     return Error(Code::kInvalidArgument, "KV shard: " + std::to_string(num_head_groups()) +
                                              " head groups (at most " +
@@ -146,7 +138,7 @@ Status KvShard::Validate() const {
   }
   for (uint32_t group = 0; group < num_head_groups(); ++group) {
     const KvHeads own = heads(group);
-    KVRELAY_RETURN_IF_ERROR(CheckPart("heads", own.begin, own.count, own.total, kMaxHeads));
+    KVRELAY_RETURN_IF_ERROR(CheckPart("heads", own.begin, own.count, own.total, kMaxModelHeads));
   }
   return Status::Ok();
 }

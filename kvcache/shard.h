@@ -24,6 +24,13 @@ struct KvHeads {
   static KvHeads Split(uint32_t total, uint32_t tp_size, uint32_t tp_rank);
 };
 
+// Global layers, [begin, end).
+struct LayerRange {
+  uint32_t begin = 0;
+  uint32_t end = UINT32_MAX;
+  bool operator==(const LayerRange&) const = default;
+};
+
 struct KvShard {
   uint32_t tp_rank = 0;
   uint32_t tp_size = 1;

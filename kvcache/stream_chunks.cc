@@ -10,9 +10,9 @@ namespace kvrelay {
 namespace {
 
 // Shapes come from peers. With these bounds nothing below overflows 64 bits.
-constexpr uint32_t kMaxLayers = 1U << 12;
-constexpr uint32_t kMaxHeads = 1U << 12;
-constexpr uint32_t kMaxHeadDim = 1U << 16;
+constexpr uint32_t kMaxStreamLayers = 1U << 12;
+constexpr uint32_t kMaxStreamHeads = 1U << 12;
+constexpr uint32_t kMaxStreamHeadDim = 1U << 16;
 constexpr uint32_t kMaxTokens = 1U << 20;
 constexpr uint32_t kMaxPageTokens = 1U << 16;
 constexpr uint64_t kMaxPageBytes = 1U << 30;
@@ -29,10 +29,10 @@ bool IsSane(const StreamShape& shape) {
                                                  shape.tokens.begin % shape.page_tokens == 0 &&
                                                  shape.segment_tokens % shape.page_tokens == 0
                                            : shape.page_bytes == 0;
-  return !shape.layers.empty() && shape.layers.size() <= kMaxLayers && ascending && pages &&
-         IsRange(shape.head_begin, shape.head_end, kMaxHeads) &&
+  return !shape.layers.empty() && shape.layers.size() <= kMaxStreamLayers && ascending && pages &&
+         IsRange(shape.head_begin, shape.head_end, kMaxStreamHeads) &&
          IsRange(shape.tokens.begin, shape.tokens.end, kMaxTokens) &&
-         shape.tokens.end <= UINT32_MAX - kMaxPageTokens && shape.head_dim <= kMaxHeadDim &&
+         shape.tokens.end <= UINT32_MAX - kMaxPageTokens && shape.head_dim <= kMaxStreamHeadDim &&
          SizeOf(shape.dtype) > 0 && shape.row_bytes() > 0;
 }
 

@@ -10,6 +10,9 @@
 
 namespace kvrelay::transport {
 
+// Of the library's name and version that an address says: "ucx 1.22.0".
+inline constexpr size_t kMaxLibraryBytes = 32;
+
 // FNV-1a. Finds damage and foreign bytes; who may send is decided elsewhere.
 uint64_t Checksum(const void* data, size_t bytes);
 

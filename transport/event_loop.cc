@@ -49,7 +49,7 @@ void EventLoop::Unwatch(int fd) {
 void EventLoop::Poll(std::optional<TimePoint> until) {
   int timeout_ms = 0;
   if (until.has_value()) {
-    const auto wait = *until - std::chrono::steady_clock::now();
+    const auto wait = *until - Now();
     // Rounded up: waking before the time would spin until it comes.
     const int64_t ms = std::chrono::ceil<std::chrono::milliseconds>(wait).count();
     timeout_ms = ms <= 0 ? 0 : static_cast<int>(std::min<int64_t>(ms, 60'000));

@@ -3,6 +3,7 @@
 
 #include <sys/epoll.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,6 +22,8 @@ class EventLoop {
   using Callback = std::function<void(uint32_t epoll_events)>;
 
   static Result<std::unique_ptr<EventLoop>> Create();
+  // The time that Poll waits by. Any thread.
+  static TimePoint Now() { return std::chrono::steady_clock::now(); }
 
   // Level-triggered. A descriptor is watched once; it must be unwatched before it is closed.
   // Callbacks may watch and unwatch any descriptor, their own included: a callback that was

@@ -5,10 +5,7 @@
 namespace kvrelay::transport {
 namespace {
 
-constexpr std::string_view kMagic = "kvrelay-get-1";
-constexpr size_t kMaxLibraryBytes = 32;
-constexpr size_t kMaxHostId = 64;
-constexpr size_t kMaxWorkerBytes = 2048;
+constexpr std::string_view kGetAddressMagic = "kvrelay-get-1";
 constexpr size_t kMaxKeyBytes = 512;
 
 void Put(AddressWriter& out, const GetAddress::Span& span) {
@@ -26,7 +23,7 @@ GetAddress::Span Take(AddressReader& in) {
 }  // namespace
 
 Address GetAddress::Encode() const {
-  AddressWriter out(kMagic);
+  AddressWriter out(kGetAddressMagic);
   out.Number(incarnation).Text(library).Text(host.host_id).Number(host.uid).Text(worker);
   Put(out, beacon);
   out.Number(regions.size());
@@ -36,11 +33,11 @@ Address GetAddress::Encode() const {
 
 Result<GetAddress> GetAddress::Decode(std::string_view bytes) {
   const Status bad(Code::kInvalidArgument, "not an address of ucx-get");
-  AddressReader in(bytes, kMagic);
+  AddressReader in(bytes, kGetAddressMagic);
   GetAddress address;
   address.incarnation = in.Number();
   address.library = in.Text(kMaxLibraryBytes);
-  address.host.host_id = in.Text(kMaxHostId);
+  address.host.host_id = in.Text(HostIdentity::kMaxHostId);
   address.host.uid = static_cast<uid_t>(in.Number());
   address.worker = in.Text(kMaxWorkerBytes);
   address.beacon = Take(in);

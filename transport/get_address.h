@@ -1,6 +1,7 @@
 // Where a process's regions can be read one-sided, as its transport says it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -15,6 +16,7 @@ namespace kvrelay::transport {
 
 struct GetAddress {
   static constexpr size_t kMaxRegions = 64;
+  static constexpr size_t kMaxWorkerBytes = 2048;
   // Memory that peers may read: its place in the owner's address space and the library's key to it.
   struct Span {
     uint64_t base = 0;

@@ -12,7 +12,6 @@ namespace {
 
 constexpr std::string_view kVersion = "kvrelay-mapped-1";
 constexpr size_t kMaxBytes = 512;
-constexpr size_t kMaxHostId = 64;
 
 // Cuts the text before the next space off `rest`.
 std::string_view NextField(std::string_view& rest) {
@@ -41,9 +40,9 @@ Result<HostIdentity> ThisHost(const std::string& host_id) {
   const bool is_word = std::ranges::all_of(host.host_id, [](char c) {
     return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
   });
-  if (!is_word || host.host_id.size() > kMaxHostId) {
+  if (!is_word || host.host_id.size() > HostIdentity::kMaxHostId) {
     return Error(Code::kInvalidArgument, "--host_id=" + host_id + " needs at most " +
-                                             std::to_string(kMaxHostId) +
+                                             std::to_string(HostIdentity::kMaxHostId) +
                                              " letters, digits, '-', '_' or '.'");
   }
   return host;

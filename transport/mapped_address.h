@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@ namespace kvrelay::transport {
 
 // The two things that processes must share before a socket's path means anything.
 struct HostIdentity {
+  static constexpr size_t kMaxHostId = 64;
   // The boot id of the running kernel: the same in all its containers, another on every other host.
   // Or what the user calls the host instead.
   std::string host_id;

@@ -20,8 +20,6 @@ constexpr std::string_view kPrefix = "mapped-";
 constexpr std::string_view kSuffix = ".sock";
 constexpr Duration kAcceptPause = std::chrono::milliseconds(100);
 
-TimePoint Now() { return std::chrono::steady_clock::now(); }
-
 Status PrepareFolder(const std::string& run_dir) {
   if (mkdir(run_dir.c_str(), 0700) != 0 && errno != EEXIST) {
     return Error(Code::kInvalidArgument,
@@ -107,7 +105,7 @@ void MappedListener::Accept() {
       LOG(WARNING) << "mapped: " << accepted.error().message();
       loop_.Unwatch(listen_fd_.get());
       accepting_ = false;
-      accept_again_ = Now() + kAcceptPause;
+      accept_again_ = EventLoop::Now() + kAcceptPause;
       return;
     }
     if (!accepted->valid()) return;
@@ -119,7 +117,7 @@ void MappedListener::Accept() {
     }
     Reader& reader = readers_[fd];
     reader.fd = std::move(*accepted);
-    reader.deadline = Now() + kHelloTimeout;
+    reader.deadline = EventLoop::Now() + kHelloTimeout;
   }
 }
 

@@ -15,6 +15,7 @@
 
 #include "base/random.h"
 #include "transport/control_side.h"
+#include "transport/event_loop.h"
 #include "transport/packed_lanes.h"
 #include "transport/packed_receive.h"
 #include "transport/packed_send.h"
@@ -29,11 +30,9 @@ namespace {
 constexpr size_t kRingSlots = 8;
 constexpr size_t kMaxPings = 256;
 // Nothing wakes a thread that sleeps when a forced close completes, and slots wait for that.
-constexpr Duration kLookAgain = std::chrono::milliseconds(10);
+constexpr Duration kLookAtClosing = std::chrono::milliseconds(10);
 // How long closing connections are waited for when the transport ends.
-constexpr Duration kFinishLimit = std::chrono::milliseconds(500);
-
-TimePoint Now() { return std::chrono::steady_clock::now(); }
+constexpr Duration kLanesFinishLimit = std::chrono::milliseconds(500);
 
 class PackedRail final : public Transport, private TransferThread::Worker {
  public:
@@ -173,7 +172,7 @@ void PackedRail::Connect(PeerSpec spec, TimePoint deadline,
     peer.spec = std::move(spec);
     peer.deadline = deadline;
     peer.nonce = Random64();
-    auto lane = lanes_->Open(peer.spec.address, peer.spec.incarnation, Now());
+    auto lane = lanes_->Open(peer.spec.address, peer.spec.incarnation, EventLoop::Now());
     if (!lane.has_value()) return EndPeer(it, lane.error());
     peer.lane = std::move(*lane);
     PackedHeader ping;
@@ -217,7 +216,7 @@ OpId PackedRail::StartPackedSend(PeerSpec reader, StreamId stream, StreamPlan pl
   const OpId id = control_.NextId();
   thread_->Post([this, id, stream, record, want, terms, reader = std::move(reader),
                  plan = std::move(plan), done = std::move(done)]() mutable {
-    auto lane = lanes_->Open(reader.address, reader.incarnation, Now());
+    auto lane = lanes_->Open(reader.address, reader.incarnation, EventLoop::Now());
     if (!lane.has_value()) {
       return control_.Refuse(std::move(done), lane.error().Wrap(reader.name));
     }
@@ -261,7 +260,7 @@ TimePoint PackedRail::Work(TimePoint now) {
   TimePoint next = receiver_->Expire(now);
   next = std::min(next, sender_->Expire(now));
   next = std::min(next, ExpirePeers(now));
-  if (lanes_->closing() > 0) next = std::min(next, now + kLookAgain);
+  if (lanes_->closing() > 0) next = std::min(next, now + kLookAtClosing);
   Publish();
   return busy ? kBusy : next;
 }
@@ -273,7 +272,8 @@ void PackedRail::Finish() {
   std::erase_if(peers_, [](const auto& entry) { return !entry.second.connecting; });
   while (!peers_.empty()) EndPeer(peers_.begin(), status);
   lanes_->CloseAll();
-  for (const TimePoint limit = Now() + kFinishLimit; lanes_->closing() > 0 && Now() < limit;) {
+  for (const TimePoint limit = EventLoop::Now() + kLanesFinishLimit;
+       lanes_->closing() > 0 && EventLoop::Now() < limit;) {
     carrier_->Progress();
     lanes_->Reap();
   }

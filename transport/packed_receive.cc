@@ -6,11 +6,6 @@
 #include "kvcache/copy_host.h"
 
 namespace kvrelay::transport {
-namespace {
-
-constexpr size_t kMaxStreams = 4096;
-
-}  // namespace
 
 PackedReceiver::PackedReceiver(std::span<const LocalRegion> regions, Deliver deliver)
     : deliver_(std::move(deliver)) {

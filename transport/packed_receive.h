@@ -19,6 +19,7 @@ namespace kvrelay::transport {
 // operation that has completed is out of reach of anything that arrives later.
 class PackedReceiver {
  public:
+  static constexpr size_t kMaxStreams = 4096;
   using Deliver = std::function<void(Done, Completion)>;
 
   struct Expected {
@@ -35,7 +36,8 @@ class PackedReceiver {
 
   PackedReceiver(std::span<const LocalRegion> regions, Deliver deliver);
 
-  // Fails at once with kInvalidArgument (no chunks, or a stream id in use) or kOverloaded.
+  // Fails at once with kInvalidArgument (no chunks, or a stream id in use) or kOverloaded (more
+  // than kMaxStreams).
   void Start(Expected expected);
   void Cancel(OpId op);
   void FailPeer(PeerHandle peer, const Status& status);

@@ -9,7 +9,6 @@
 namespace kvrelay::transport {
 namespace {
 
-constexpr size_t kMaxStreams = 4096;
 // Slots that one reader may hold: one that has stopped reading leaves room for others.
 constexpr uint32_t kLaneWindow = 4;
 // How long a reader may take nothing while it holds slots that nobody waits for, or that others

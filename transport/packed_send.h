@@ -22,6 +22,7 @@ namespace kvrelay::transport {
 // Transfer thread only. Outlives every send in flight: destroy it after the carrier.
 class PackedSender {
  public:
+  static constexpr size_t kMaxStreams = 4096;
   using Deliver = std::function<void(Done, Completion)>;
 
   struct Outgoing {
@@ -40,7 +41,8 @@ class PackedSender {
                std::unique_ptr<SlotRing> ring, PackedLanes& lanes,
                std::shared_ptr<Throttle> throttle, Deliver deliver);
 
-  // Fails at once with kInvalidArgument (no chunks, or too large ones) or kOverloaded.
+  // Fails at once with kInvalidArgument (no chunks, or too large ones) or kOverloaded (more than
+  // kMaxStreams).
   void Start(Outgoing outgoing);
   void Cancel(OpId op);
   void FailAll(const Status& status);

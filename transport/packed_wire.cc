@@ -9,9 +9,7 @@ namespace {
 
 constexpr uint64_t kHeaderMagic = 0x4b43504b52564bULL;  // "KVRKPCK"
 constexpr uint16_t kHeaderVersion = 1;
-constexpr std::string_view kAddressMagic = "kvrelay-packed-1";
-constexpr size_t kMaxLibraryBytes = 32;
-constexpr size_t kMaxWorkerBytes = 4096;
+constexpr std::string_view kPackedAddressMagic = "kvrelay-packed-1";
 
 uint64_t ChecksumOf(const PackedHeader& header) {
   return Checksum(&header, offsetof(PackedHeader, checksum));
@@ -44,11 +42,11 @@ Result<PackedHeader> CheckHeader(std::span<const std::byte> bytes, uint64_t data
 }
 
 std::string PackedAddress::Encode() const {
-  return AddressWriter(kAddressMagic).Number(incarnation).Text(library).Text(worker).Finish();
+  return AddressWriter(kPackedAddressMagic).Number(incarnation).Text(library).Text(worker).Finish();
 }
 
 Result<PackedAddress> PackedAddress::Decode(std::string_view bytes) {
-  AddressReader in(bytes, kAddressMagic);
+  AddressReader in(bytes, kPackedAddressMagic);
   PackedAddress address;
   address.incarnation = in.Number();
   address.library = in.Text(kMaxLibraryBytes);

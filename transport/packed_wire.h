@@ -45,6 +45,8 @@ Result<PackedHeader> CheckHeader(std::span<const std::byte> bytes, uint64_t data
 
 // Where a process receives: made by LocalAddress() of a packed transport.
 struct PackedAddress {
+  static constexpr size_t kMaxWorkerBytes = 4096;
+
   std::string library;  // "ucx 1.22.0", for messages
   Incarnation incarnation = 0;
   std::string worker;  // as the library made it; any bytes

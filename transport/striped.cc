@@ -11,7 +11,7 @@
 namespace kvrelay::transport {
 namespace {
 
-constexpr std::string_view kMagic = "kvs1";
+constexpr std::string_view kStripedMagic = "kvs1";
 constexpr size_t kLengthBytes = 4;
 
 void PutLength(std::string& out, size_t length) {
@@ -283,7 +283,7 @@ OpId StripedTransport::StartStripes(PeerHandle peer, const StreamPlan& plan, siz
 
 // magic, number of rails, then length and bytes of each.
 Address StripedAddress::Encode() const {
-  Address out(kMagic);
+  Address out(kStripedMagic);
   PutLength(out, rails.size());
   for (const Address& rail : rails) {
     PutLength(out, rail.size());
@@ -294,8 +294,8 @@ Address StripedAddress::Encode() const {
 
 Result<StripedAddress> StripedAddress::Decode(std::string_view bytes) {
   const Status bad(Code::kInvalidArgument, "not an address of a striped transport");
-  if (!bytes.starts_with(kMagic)) return Error(bad);
-  bytes.remove_prefix(kMagic.size());
+  if (!bytes.starts_with(kStripedMagic)) return Error(bad);
+  bytes.remove_prefix(kStripedMagic.size());
   if (bytes.size() < kLengthBytes) return Error(bad);
   const size_t count = TakeLength(bytes);
   if (count == 0 || count > kMaxRails) return Error(bad);

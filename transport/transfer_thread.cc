@@ -3,17 +3,11 @@
 #include <glog/logging.h>
 #include <pthread.h>
 
-#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <utility>
 
 namespace kvrelay::transport {
-namespace {
-
-TimePoint Now() { return std::chrono::steady_clock::now(); }
-
-}  // namespace
 
 Result<std::unique_ptr<TransferThread>> TransferThread::Create(std::string name, Duration spin) {
   KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<EventLoop> loop, EventLoop::Create());
@@ -47,18 +41,18 @@ void TransferThread::Start(Worker& worker) {
 }
 
 void TransferThread::Run(Worker& worker) {
-  TimePoint last_activity = Now();
+  TimePoint last_activity = EventLoop::Now();
   while (!stopping_) {
     const bool ran = RunTasks();
     loop_->Poll(std::nullopt);
-    const TimePoint now = Now();
+    const TimePoint now = EventLoop::Now();
     const TimePoint next = worker.Work(now);
     if (ran || next == Worker::kBusy) {
       last_activity = now;
     } else if (queue_.ApproximateSize() == 0 && now - last_activity >= spin_ &&
                worker.PrepareToSleep()) {
       loop_->Poll(next);
-      last_activity = Now() - spin_;  // waking is no activity by itself
+      last_activity = EventLoop::Now() - spin_;  // waking is no activity by itself
     }
   }
   worker.Finish();

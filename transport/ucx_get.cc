@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "transport/control_side.h"
+#include "transport/event_loop.h"
 #include "transport/get_address.h"
 #include "transport/get_peers.h"
 #include "transport/get_reads.h"
@@ -24,13 +25,11 @@ namespace kvrelay::transport {
 namespace {
 
 // Only a thread that looks sees a peer die.
-constexpr Duration kLookAgain = std::chrono::milliseconds(500);
+constexpr Duration kLookAtPeers = std::chrono::milliseconds(500);
 // How long closing connections are waited for when the transport ends.
-constexpr Duration kFinishLimit = std::chrono::milliseconds(1500);
+constexpr Duration kPeersFinishLimit = std::chrono::milliseconds(1500);
 // An operation over cma costs as much as packing, sending and unpacking about this much.
 constexpr uint64_t kGoodRunBytes = 16 << 10;
-
-TimePoint Now() { return std::chrono::steady_clock::now(); }
 
 class UcxGet final : public Transport, private TransferThread::Worker {
  public:
@@ -173,13 +172,13 @@ void UcxGet::Connect(PeerSpec spec, TimePoint deadline,
                      std::function<void()> on_death) {
   const PeerHandle handle = control_.Watch(std::move(connected), std::move(on_death));
   thread_->Post([this, handle, deadline, spec = std::move(spec)] {
-    peers_->Connect(handle, spec, deadline, Now());
+    peers_->Connect(handle, spec, deadline, EventLoop::Now());
   });
 }
 
 void UcxGet::Disconnect(PeerHandle handle) {
   control_.Forget(handle);
-  thread_->Post([this, handle] { peers_->Disconnect(handle, Now()); });
+  thread_->Post([this, handle] { peers_->Disconnect(handle, EventLoop::Now()); });
 }
 
 OpId UcxGet::Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) {
@@ -202,7 +201,7 @@ OpId UcxGet::Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms
 }
 
 void UcxGet::Cancel(OpId id) {
-  thread_->Post([this, id] { reads_->Cancel(id, Now()); });
+  thread_->Post([this, id] { reads_->Cancel(id, EventLoop::Now()); });
 }
 
 Counters UcxGet::counters() const {
@@ -220,18 +219,19 @@ TimePoint UcxGet::Work(TimePoint now) {
   TimePoint next = reads_->Expire(now);
   next = std::min(next, peers_->Look(now, *reads_));
   Publish();
-  if (!peers_->empty()) next = std::min(next, now + kLookAgain);
+  if (!peers_->empty()) next = std::min(next, now + kLookAtPeers);
   return busy ? kBusy : next;
 }
 
 void UcxGet::Finish() {
   const Status status(Code::kCancelled, "the transport is closing");
-  const TimePoint now = Now();
+  const TimePoint now = EventLoop::Now();
   peers_->DisconnectAll(status, now);
-  for (const TimePoint limit = now + kFinishLimit; !peers_->empty() && Now() < limit;) {
+  for (const TimePoint limit = now + kPeersFinishLimit;
+       !peers_->empty() && EventLoop::Now() < limit;) {
     worker_->Progress();
-    reads_->Expire(Now());
-    peers_->Look(Now(), *reads_);
+    reads_->Expire(EventLoop::Now());
+    peers_->Look(EventLoop::Now(), *reads_);
   }
   thread_->loop().Unwatch(event_fd_);
   // What is still in flight ends with the worker: only then may its destination be used again.

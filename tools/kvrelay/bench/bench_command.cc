@@ -26,7 +26,7 @@ constexpr std::array<Benchmark, 3> kBenchmarks = {{
     {"control", "many owners, many leases, many pulls at once", BenchControlCommand},
 }};
 
-std::string Overview() {
+std::string BenchOverview() {
   std::string text =
       "Usage: kvrelay bench NAME [flags]\n\nMeasures this build on this machine.\n\n";
   for (const Benchmark& bench : kBenchmarks) text += HelpEntry(bench.name, bench.summary, 14);
@@ -38,7 +38,7 @@ std::string Overview() {
 int BenchCommand(CommandArgs args) {
   const std::string name = args.empty() ? "" : args.front();
   if (name == "--help" || name == "-h") {
-    WriteOut(Overview());
+    WriteOut(BenchOverview());
     return kExitOk;
   }
   const auto* const bench = std::ranges::find(kBenchmarks, name, &Benchmark::name);

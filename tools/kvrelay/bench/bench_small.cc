@@ -38,7 +38,8 @@ struct SmallOptions {
   bool json = false;
 };
 
-struct Row {
+// What one way took.
+struct WayTimes {
   PullWay* way = nullptr;
   std::vector<double> hot = {};   // us
   std::vector<double> cold = {};  // us
@@ -79,7 +80,7 @@ const PullCase& BlockFor(const PullWay& way, Blocks& blocks, const PullCase& fir
   return way.remakes_case() ? first : blocks.Next();
 }
 
-Status PullOnce(Row& row, const PullCase& block, std::vector<double>& us) {
+Status PullOnce(WayTimes& row, const PullCase& block, std::vector<double>& us) {
   KVRELAY_RETURN_IF_ERROR(row.way->Prepare(block));
   KVRELAY_ASSIGN_OR_RETURN(const double seconds, row.way->Pull(block));
   us.push_back(seconds * 1e6);
@@ -87,7 +88,7 @@ Status PullOnce(Row& row, const PullCase& block, std::vector<double>& us) {
 }
 
 Json MeasureWays(const SmallOptions& options, const PullWays& ways, uint64_t memory_bytes) {
-  std::vector<Row> rows;
+  std::vector<WayTimes> rows;
   for (const auto* list : {&ways.near_ways, &ways.ways}) {
     for (const auto& way : *list) {
       if (way->threads() == 1) rows.push_back({.way = way.get()});
@@ -100,7 +101,7 @@ Json MeasureWays(const SmallOptions& options, const PullWays& ways, uint64_t mem
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (!PullOnce(rows.front(), blocks.Next(), not_counted).ok()) break;
   }
-  for (Row& row : rows) {
+  for (WayTimes& row : rows) {
     const TimePoint until = steady_clock::now() + std::chrono::seconds(2);
     for (uint32_t i = 0; i < options.count && steady_clock::now() < until; ++i) {
       if (Status status = PullOnce(row, BlockFor(*row.way, blocks, first), row.hot); !status.ok()) {
@@ -113,7 +114,7 @@ Json MeasureWays(const SmallOptions& options, const PullWays& ways, uint64_t mem
   }
   for (uint32_t i = 0; i < options.silences; ++i) {
     std::this_thread::sleep_for(Millis(options.silence_ms));
-    for (Row& row : rows) {
+    for (WayTimes& row : rows) {
       if (!row.failure.empty()) continue;
       if (Status status = PullOnce(row, BlockFor(*row.way, blocks, first), row.cold);
           !status.ok()) {
@@ -122,7 +123,7 @@ Json MeasureWays(const SmallOptions& options, const PullWays& ways, uint64_t mem
     }
   }
   Json out = Json::array();
-  for (const Row& row : rows) {
+  for (const WayTimes& row : rows) {
     Json json = {{"way", row.way->name()}};
     if (row.failure.empty()) {
       json["hot"] = TimesOf(row.hot);

@@ -8,7 +8,7 @@
 namespace kvrelay::tools {
 namespace {
 
-constexpr Duration kAtMost = std::chrono::seconds(60);
+constexpr Duration kAnswerLimit = std::chrono::seconds(60);
 
 class PeerWay final : public PullWay {
  public:
@@ -44,7 +44,7 @@ class PeerWay final : public PullWay {
   Result<std::string> Ask(const std::string& line) {
     failure_ = process_.Write(line + "\n");
     if (!failure_.ok()) return Error(failure_);
-    Result<std::string> answer = process_.ReadLine(kAtMost);
+    Result<std::string> answer = process_.ReadLine(kAnswerLimit);
     if (!answer.has_value()) {
       failure_ = answer.error();
     } else if (answer->starts_with("failed")) {
@@ -64,7 +64,7 @@ Result<ChildProcess> StartPeer(const std::string& command, const std::string& lo
       ChildProcess process,
       ChildProcess::Start(
           {.argv = {"/bin/sh", "-c", command}, .stdin_pipe = true, .stderr_path = log}));
-  KVRELAY_ASSIGN_OR_RETURN(const std::string ready, process.ReadLine(kAtMost));
+  KVRELAY_ASSIGN_OR_RETURN(const std::string ready, process.ReadLine(kAnswerLimit));
   if (ready != "ready") return Error(Code::kInternal, ready);
   return process;
 }
