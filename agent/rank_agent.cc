@@ -18,7 +18,13 @@ Result<std::unique_ptr<RankAgent>> RankAgent::Create(const RankAgentOptions& opt
 
 Status RankAgent::Open(const RankAgentOptions& options, const RankCache& cache) {
   std::vector<uint64_t> region_bytes;
-  for (const Region* region : cache.regions) region_bytes.push_back(region->bytes());
+  const std::string device = cache.device == nullptr ? "cpu" : cache.device->name();
+  for (const Region* region : cache.regions) {
+    region_bytes.push_back(region->bytes());
+    if (region->place().device == device) continue;
+    return {Code::kInvalidArgument, "region " + region->name() + " is on " +
+                                        region->place().device + ", its rank's cache on " + device};
+  }
   KVRELAY_RETURN_IF_ERROR(cache.layout.Validate(region_bytes));
   KVRELAY_RETURN_IF_ERROR(cache.shard.Validate());
   if (cache.layout.layers() != cache.shard.layer_count ||
@@ -46,8 +52,11 @@ Status RankAgent::Open(const RankAgentOptions& options, const RankCache& cache) 
                         .layout = cache.layout,
                         .shard = cache.shard,
                         .regions = {}};
-  for (const uint64_t bytes : region_bytes) identity.regions.push_back({bytes, "cpu", "memfd"});
-  identity.regions.push_back({records_->bytes(), "cpu", "memfd"});
+  std::vector<const Region*> regions = cache.regions;
+  regions.push_back(records_.get());
+  for (const Region* region : regions) {
+    identity.regions.push_back({region->bytes(), region->place().device, region->place().exported});
+  }
   const RecordMemory memory{.records = reinterpret_cast<LeaseRecord*>(records_->data()),
                             .slots = options.record_slots,
                             .region = static_cast<RegionId>(cache.regions.size())};
@@ -66,6 +75,7 @@ Status RankAgent::Open(const RankAgentOptions& options, const RankCache& cache) 
 Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCache& cache) {
   transport::Options common{
       .regions = {},
+      .device = cache.device,
       .executor = [this](std::function<void()> fn) { loop_.Post(std::move(fn)); },
       .run_dir = options.run_dir,
       .host_id = options.host_id,
@@ -76,15 +86,19 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
       .throttle = options.throttle,
       .incarnation = options.incarnation};
   for (const Region* region : cache.regions) {
-    common.regions.push_back({region->data(), region->bytes(), region->export_fd()});
+    common.regions.push_back(transport::LocalRegion::Of(*region));
   }
-  common.regions.push_back({records_->data(), records_->bytes(), records_->export_fd()});
+  common.regions.push_back(transport::LocalRegion::Of(*records_));
 
   for (const transport::TransportKind& kind : transport::TransportKinds()) {
     const std::string name(kind.name);
     const bool wanted = options.transport == "auto" ? !kind.encrypts || options.curve != nullptr
                                                     : options.transport == name;
     if (!wanted) continue;
+    if (cache.device != nullptr && !kind.devices) {
+      transport_notes_.push_back("no " + name + ": the KV cache is on " + cache.device->name());
+      continue;
+    }
     if (kind.open_ports && !options.trusted_data_network) {
       transport_notes_.push_back("no " + name + ": the data network " + options.data_interface +
                                  " is not trusted");

@@ -13,6 +13,7 @@
 #include "agent/peer_table.h"
 #include "agent/reader_rank.h"
 #include "agent/zmq_rpc.h"
+#include "kvcache/device.h"
 #include "kvcache/region.h"
 
 namespace kvrelay::agent {
@@ -23,6 +24,7 @@ struct RankCache {
   KvLayout layout;
   KvShard shard;
   std::vector<const Region*> regions;
+  std::shared_ptr<Device> device = {};  // that allocated them; null: host memory
 };
 
 struct RankAgentOptions {

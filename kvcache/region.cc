@@ -81,32 +81,37 @@ Result<Region> Region::AllocateHost(uint64_t bytes, const std::string& name) {
     return Error(SystemError(
         "cannot size region " + name + " to " + std::to_string(rounded) + " bytes", errno));
   }
-  Region region;
-  region.name_ = name;
-  region.bytes_ = bytes;
-  KVRELAY_ASSIGN_OR_RETURN(region.mapping_,
+  auto mapping = std::make_shared<Mapping>();
+  KVRELAY_ASSIGN_OR_RETURN(*mapping,
                            Mapping::Map(rounded, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get()));
-  if (::madvise(region.data(), rounded, MADV_DONTFORK) != 0) {
+  std::byte* const data = mapping->data();
+  if (::madvise(data, rounded, MADV_DONTFORK) != 0) {
     return Error(SystemError("MADV_DONTFORK on region " + name, errno));
   }
   // Only a wish: kernels without huge pages for shared memory refuse it or do nothing.
-  (void)::madvise(region.data(), rounded, MADV_HUGEPAGE);
-  if (!Commit(region.data(), rounded, fd.get())) return Error(NoMemory(name, bytes));
+  (void)::madvise(data, rounded, MADV_HUGEPAGE);
+  if (!Commit(data, rounded, fd.get())) return Error(NoMemory(name, bytes));
   // After the mapping, which stays writable; the writable descriptor closes with this function.
   KVRELAY_RETURN_IF_ERROR(Seal(fd.get()));
   const std::string path = "/proc/self/fd/" + std::to_string(fd.get());
-  region.read_only_fd_.Reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!region.read_only_fd_.valid()) {
+  UniqueFd read_only(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!read_only.valid()) {
     return Error(SystemError("cannot reopen " + path + " read-only", errno));
   }
-  return region;
+  return Own(std::move(mapping), data, bytes, std::move(read_only), {}, name);
 }
 
-std::byte* Region::data() const { return mapping_.data(); }
-
-uint64_t Region::bytes() const { return bytes_; }
-
-int Region::export_fd() const { return read_only_fd_.get(); }
+Region Region::Own(std::shared_ptr<const void> memory, std::byte* data, uint64_t bytes,
+                   UniqueFd export_fd, Place place, std::string name) {
+  Region region;
+  region.name_ = std::move(name);
+  region.place_ = std::move(place);
+  region.bytes_ = bytes;
+  region.data_ = data;
+  region.export_fd_ = std::move(export_fd);
+  region.memory_ = std::move(memory);
+  return region;
+}
 
 Result<MappedRegion> MappedRegion::Map(UniqueFd fd, uint64_t bytes) {
   struct stat info = {};

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
+#include <memory>
 #include <string>
 
 #include "base/mapping.h"
@@ -16,31 +16,43 @@ namespace kvrelay {
 enum class DeviceKind : uint8_t { kCpu = 0, kCuda = 1 };
 
 // Memory that we allocated. Host memory is a memfd: CLOEXEC, MADV_DONTFORK, size sealed against
-// shrink and grow (no SIGBUS by truncation), future writes through other mappings sealed.
-// Move-only; unmaps and closes in its destructor.
+// shrink and grow (no SIGBUS by truncation), future writes through other mappings sealed. A GPU's
+// comes from its Device (kvcache/device.h). Move-only; unmaps and closes in its destructor.
 class Region {
  public:
+  // Where memory lies and how others get at it, for people.
+  struct Place {
+    DeviceKind kind = DeviceKind::kCpu;
+    std::string device = "cpu";
+    std::string exported = "memfd";  // what export_fd() is
+  };
+
   // `name` shows in /proc/*/maps. Rounds up to whole pages; zero-filled; asks for huge pages and
   // goes without. All of it is committed before the call returns, so that a shortage is an error
   // here: kResourceExhausted, with the bytes asked and available, and never a SIGBUS later.
   static Result<Region> AllocateHost(uint64_t bytes, const std::string& name);
+  // Memory that another allocated: `data` is good for as long as `memory` is held.
+  static Region Own(std::shared_ptr<const void> memory, std::byte* data, uint64_t bytes,
+                    UniqueFd export_fd, Place place, std::string name);
 
-  std::byte* data() const;
-  uint64_t bytes() const;  // as asked
-  DeviceKind device() const { return DeviceKind::kCpu; }
+  std::byte* data() const { return data_; }  // an address of place().device
+  uint64_t bytes() const { return bytes_; }  // as asked
+  const Place& place() const { return place_; }
   const std::string& name() const { return name_; }
-  // A descriptor of the same memory, opened read-only, for SCM_RIGHTS.
-  int export_fd() const;
+  // A descriptor of the same memory, for SCM_RIGHTS: host memory's is opened read-only.
+  int export_fd() const { return export_fd_.get(); }
 
  private:
   Region() = default;
   std::string name_;
+  Place place_;
   uint64_t bytes_ = 0;
-  UniqueFd read_only_fd_;
-  Mapping mapping_;
+  std::byte* data_ = nullptr;
+  UniqueFd export_fd_;
+  std::shared_ptr<const void> memory_;
 };
 
-// A peer's region mapped into this process, read-only.
+// A peer's region of host memory mapped into this process, read-only.
 class MappedRegion {
  public:
   // Checks that the file is at least `bytes` long and sealed against shrinking before it maps.

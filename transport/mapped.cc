@@ -91,6 +91,8 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory);
   void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, const Terms& terms,
                  Done done);
+  // True when a device is at work: its end is waited for awake.
+  bool LookAtCopies();
   // Does a step of the read whose turn it is; false when none has anything to do, or may.
   bool StepRead(TimePoint now);
   // While nobody reads: maps some more of a new peer's pages. False when nothing is left.
@@ -167,7 +169,7 @@ void MappedTransport::Connect(PeerSpec spec, TimePoint deadline,
     Peer& peer = peers_[handle];
     peer.deadline = deadline;
     peer.way = std::make_unique<MappedPeer>(
-        thread_->loop(), std::move(spec), self_,
+        thread_->loop(), std::move(spec), self_, options_.device.get(),
         [this, handle](Status status) { OnPeerState(handle, std::move(status)); });
     peer.way->Retry();
   });
@@ -194,7 +196,7 @@ OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Te
 
 std::optional<Completion> MappedTransport::ReadNow(PeerHandle peer, const CopyPlan& plan,
                                                    const GuardRef& guard) {
-  if (plan.src_bytes() > kSmallRead || gate_.bounded()) return std::nullopt;
+  if (plan.src_bytes() > kSmallRead || gate_.bounded() || options_.device) return std::nullopt;
   std::shared_ptr<const MappedMemory> memory;
   {
     const std::shared_lock lock(near_mutex_);
@@ -231,7 +233,8 @@ void MappedTransport::Cancel(OpId op) {
 TimePoint MappedTransport::Work(TimePoint now) {
   TimePoint next = listener_->Expire(now);
   next = std::min(next, ExpirePeers(now));
-  const bool busy = StepRead(now) || PopulatePeer();
+  const bool copying = LookAtCopies();
+  const bool busy = StepRead(now) || copying || PopulatePeer();
   next = std::min({next, ExpireReads(now), gate_.retry_at(now)});
   return busy ? kBusy : next;
 }
@@ -302,20 +305,40 @@ void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, Gu
                     .read = MappedRead(std::move(next), guard)});
 }
 
+bool MappedTransport::LookAtCopies() {
+  bool any = false;
+  for (ReadOp& op : reads_) {
+    const uint64_t piece = op.read.copying_bytes();
+    if (piece == 0) continue;
+    if (op.read.LookAtCopy()) {
+      gate_.End(piece, piece);
+    } else {
+      any = true;
+    }
+  }
+  return any;
+}
+
 bool MappedTransport::StepRead(TimePoint now) {
-  const auto may = [&](const ReadOp& op) { return op.read.poll_at() <= now; };
+  const auto may = [&](const ReadOp& op) {
+    return op.read.copying_bytes() == 0 && op.read.poll_at() <= now;
+  };
   for (auto it = NextInTurn(reads_, may); it != reads_.end(); it = NextInTurn(reads_, may)) {
     const MappedPeer& way = *peers_.at(it->peer).way;
-    if (!gate_.Begin(it->place.priority(), piece_bytes_, now)) return false;
-    const uint64_t before = it->read.bytes();
-    const MappedRead::State state =
-        it->read.Step({way.memory()->bases, way.spec().region_bytes, local_bases_, local_bytes_},
-                      now, piece_bytes_);
-    const uint64_t moved = it->read.bytes() - before;
-    gate_.End(piece_bytes_, moved);
-    turns_.Moved(it->place, moved);
+    const MappedRead::Memory memory{way.memory(), local_bases_, local_bytes_,
+                                    options_.device.get()};
+    MappedRead::State state = it->read.Prepare(memory, now);
     if (state == MappedRead::State::kWaiting) continue;
-    if (state == MappedRead::State::kBusy) return true;
+    if (state == MappedRead::State::kReady) {
+      const uint64_t piece = it->read.PieceBytes(memory, piece_bytes_);
+      if (!gate_.Begin(it->place.priority(), piece, now)) return false;
+      const uint64_t moved = it->read.Move(memory, piece);
+      const uint64_t copying = it->read.copying_bytes();
+      gate_.End(piece - copying, moved);
+      turns_.Moved(it->place, moved + copying);
+      if (copying == 0) state = it->read.Prepare(memory, now);
+    }
+    if (state == MappedRead::State::kReady || state == MappedRead::State::kWaiting) return true;
     ReadOp ended = std::move(*it);
     reads_.erase(it);
     Status status = ended.read.failure();
@@ -375,6 +398,9 @@ void MappedTransport::FailReadsOf(PeerHandle peer, const Status& status) {
 }
 
 void MappedTransport::Complete(ReadOp op, Status status) {
+  while (const uint64_t piece = op.read.copying_bytes()) {  // what cannot be recalled
+    if (op.read.LookAtCopy()) gate_.End(piece, piece);
+  }
   control_.Deliver(std::move(op.done), {.status = std::move(status),
                                         .before = op.read.before(),
                                         .after = op.read.after(),

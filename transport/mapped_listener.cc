@@ -159,6 +159,7 @@ bool MappedListener::SendRegions(Reader& reader) {
     for (uint32_t i = 0; i < batch.count; ++i) {
       const LocalRegion& region = regions_[batch.first_region + i];
       batch.bytes[i] = region.bytes;
+      batch.device[i] = region.device;
       fds[i] = region.export_fd;
     }
     switch (SendMessage(reader.fd.get(), std::as_bytes(std::span(&batch, 1)),

@@ -15,8 +15,13 @@ constexpr uint64_t kPopulateBytes = 1 << 20;
 
 }  // namespace
 
-MappedPeer::MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, OnState on_state)
-    : loop_(loop), spec_(std::move(spec)), self_(std::move(self)), on_state_(std::move(on_state)) {}
+MappedPeer::MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, Device* device,
+                       OnState on_state)
+    : loop_(loop),
+      spec_(std::move(spec)),
+      self_(std::move(self)),
+      device_(device),
+      on_state_(std::move(on_state)) {}
 
 MappedPeer::~MappedPeer() {
   if (fd_) loop_.Unwatch(fd_.get());
@@ -51,9 +56,9 @@ Status MappedPeer::Connect() {
 }
 
 bool MappedPeer::PopulateNext() {
-  if (!ready_ || populated_ == memory_->regions.size()) return false;
-  if (!memory_->regions[populated_].PopulateNext(kPopulateBytes)) ++populated_;
-  return populated_ < memory_->regions.size();
+  if (!ready_ || populated_ == memory_->host.size()) return false;
+  if (!memory_->host[populated_].PopulateNext(kPopulateBytes)) ++populated_;
+  return populated_ < memory_->host.size();
 }
 
 void MappedPeer::OnReady() {
@@ -85,7 +90,7 @@ Status MappedPeer::ReceiveRegions() {
       return Error(Code::kPeerUnreachable, "the owner was restarted: another incarnation answers");
     }
     if (batch.total_regions != spec_.region_bytes.size() ||
-        batch.first_region != memory_->regions.size() || batch.count == 0 ||
+        batch.first_region != memory_->bases.size() || batch.count == 0 ||
         batch.count > batch.total_regions - batch.first_region || batch.count != fds.size()) {
       return Error(Code::kIncompatible, "the owner's socket offers " +
                                             std::to_string(batch.total_regions) +
@@ -93,23 +98,49 @@ Status MappedPeer::ReceiveRegions() {
                                             std::to_string(spec_.region_bytes.size()));
     }
     for (uint32_t i = 0; i < batch.count; ++i) {
-      const size_t id = memory_->regions.size();
+      const size_t id = memory_->bases.size();
       if (batch.bytes[i] != spec_.region_bytes[id]) {
         return Error(Code::kIncompatible,
                      "region " + std::to_string(id) + " has " + std::to_string(batch.bytes[i]) +
                          " bytes on the owner's socket, " + std::to_string(spec_.region_bytes[id]) +
                          " in its description");
       }
-      Result<MappedRegion> region = MappedRegion::Map(std::move(fds[i]), batch.bytes[i]);
-      if (!region.has_value()) {
-        return Error(region.error().Wrap("region " + std::to_string(id)));
+      if (Status status = MapRegion(std::move(fds[i]), batch.bytes[i], batch.device[i]);
+          !status.ok()) {
+        return status.Wrap("region " + std::to_string(id));
       }
-      memory_->bases.push_back(region->data());
-      memory_->bytes.push_back(region->bytes());
-      memory_->regions.push_back(std::move(*region));
     }
-    ready_ = memory_->regions.size() == spec_.region_bytes.size();
+    if (memory_->bases.size() < spec_.region_bytes.size()) continue;
+    if (device_ != nullptr && memory_->device.empty()) {
+      return Error(Code::kIncompatible, "its regions are the host's memory, ours is a GPU's");
+    }
+    ready_ = true;
   }
+}
+
+Status MappedPeer::MapRegion(UniqueFd fd, uint64_t bytes, DeviceKind kind) {
+  switch (kind) {
+    case DeviceKind::kCpu: {
+      KVRELAY_ASSIGN_OR_RETURN(MappedRegion region, MappedRegion::Map(std::move(fd), bytes));
+      memory_->bases.push_back(region.data());
+      memory_->host.push_back(std::move(region));
+      break;
+    }
+    case DeviceKind::kCuda: {
+      if (device_ == nullptr) {
+        return {Code::kIncompatible, "it is a GPU's memory, ours is the host's"};
+      }
+      KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<DeviceMapping> mapping,
+                               device_->Map(std::move(fd), bytes));
+      memory_->bases.push_back(mapping->data());
+      memory_->device.push_back(std::move(mapping));
+      break;
+    }
+    default:
+      return {Code::kIncompatible, "memory of a kind that we do not know"};
+  }
+  memory_->bytes.push_back(bytes);
+  return {};
 }
 
 void MappedPeer::Fail(Status status) {

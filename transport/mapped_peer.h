@@ -2,29 +2,20 @@
 // lives.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
-#include "kvcache/region.h"
+#include "kvcache/device.h"
 #include "transport/event_loop.h"
 #include "transport/mapped_address.h"
+#include "transport/mapped_memory.h"
 #include "transport/transport.h"
 
 namespace kvrelay::transport {
-
-// One owner's regions, by RegionId, for as long as anybody holds them. Pages are populated under
-// its readers.
-struct MappedMemory {
-  std::vector<MappedRegion> regions;
-  std::vector<const std::byte*> bases;  // of the regions
-  std::vector<uint64_t> bytes;
-};
 
 // Transfer thread only. Connecting -> ready -> dead; the destructor closes and unmaps in each.
 class MappedPeer {
@@ -35,7 +26,8 @@ class MappedPeer {
   // `loop` outlives the peer. `on_state` is called from the loop, or from Retry(), never from here:
   // kOk when every region is mapped; an error when that failed, or (after kOk) when the owner has
   // ended.
-  MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, OnState on_state);
+  // `device`: of our regions; null when they are the host's. It outlives the peer.
+  MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, Device* device, OnState on_state);
   ~MappedPeer();
 
   // Tries to connect (again). Call it first, and then whenever retry_at() has come.
@@ -55,17 +47,19 @@ class MappedPeer {
   Status Connect();
   void OnReady();
   Status ReceiveRegions();
+  Status MapRegion(UniqueFd fd, uint64_t bytes, DeviceKind kind);
   void Fail(Status status);
 
   EventLoop& loop_;
   const PeerSpec spec_;
   const HostIdentity self_;
+  Device* const device_;
   const OnState on_state_;
   TimePoint retry_at_ = TimePoint::max();
   UniqueFd fd_;
   bool ready_ = false;
   std::shared_ptr<MappedMemory> memory_ = std::make_shared<MappedMemory>();
-  size_t populated_ = 0;  // of its regions, wholly
+  size_t populated_ = 0;  // of its host regions, wholly
 };
 
 }  // namespace kvrelay::transport

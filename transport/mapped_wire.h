@@ -5,11 +5,12 @@
 
 #include <cstdint>
 
+#include "kvcache/region.h"
 #include "transport/unix_socket.h"
 
 namespace kvrelay::transport::mapped {
 
-inline constexpr uint64_t kMagic = 0x3150414d'52564bULL;  // "KVRMAP1"
+inline constexpr uint64_t kMagic = 0x3250414d'52564bULL;  // "KVRMAP2"
 
 struct Hello {
   uint64_t magic = kMagic;
@@ -26,6 +27,7 @@ struct RegionBatch {
   uint32_t first_region = 0;  // batches come in order
   uint32_t count = 0;         // regions, and descriptors, in this batch
   uint64_t bytes[kMaxFdsPerMessage] = {};
+  DeviceKind device[kMaxFdsPerMessage] = {};
 };
 
 inline constexpr uint32_t kMaxRegions = 4096;

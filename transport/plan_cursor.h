@@ -17,7 +17,11 @@ class PlanCursor {
   // `plan` has passed Validate.
   explicit PlanCursor(CopyPlan plan) : plan_(std::move(plan)), bytes_(plan_.bytes()) {}
 
+  const CopyPlan& plan() const { return plan_; }
+  uint64_t bytes() const { return bytes_; }
   bool done() const { return position_ == bytes_; }
+  // Another executes all of it.
+  void Skip() { position_ = bytes_; }
   // Executes the next part of the plan, of at most `max_bytes` but at least one run or piece of a
   // long run, and returns the bytes copied. Every byte of the plan is copied once over all calls.
   uint64_t Step(uint64_t max_bytes, std::span<const std::byte* const> src_regions,

@@ -33,7 +33,7 @@ std::span<const TransportKind> TransportKinds() {
   // Mapped memory is the fastest. One-sided reads cost the owner's processors nothing, but on one
   // host a system call each: short runs go packed even so.
   static constexpr std::array<TransportKind, 4> kKinds = {
-      {{"mapped", CreateMapped},
+      {{.name = "mapped", .create = CreateMapped, .devices = true},
        {.name = "ucx-get", .create = CreateUcxGet, .open_ports = true},
        {.name = "ucx-packed", .create = CreateUcxPacked, .open_ports = true},
        {.name = "zmq-packed", .create = CreateZmqPacked, .encrypts = true}}};

@@ -31,7 +31,9 @@
 #include "base/priority.h"
 #include "base/status.h"
 #include "kvcache/copy_plan.h"
+#include "kvcache/device.h"
 #include "kvcache/lease_record.h"
+#include "kvcache/region.h"
 #include "transport/curve.h"
 #include "transport/throttle.h"
 
@@ -44,7 +46,12 @@ using Executor = std::function<void(std::function<void()>)>;
 struct LocalRegion {
   std::byte* data = nullptr;
   uint64_t bytes = 0;
-  int export_fd = -1;  // read-only, of the same memory; -1 when others cannot map it
+  int export_fd = -1;  // of the same memory; -1 when others cannot map it
+  DeviceKind device = DeviceKind::kCpu;
+
+  static LocalRegion Of(const Region& region) {
+    return {region.data(), region.bytes(), region.export_fd(), region.place().kind};
+  }
 };
 
 // How to reach a process's regions by one transport; made by LocalAddress(), carried in META,
@@ -214,6 +221,8 @@ inline constexpr uint64_t kDefaultChunkBytes = 256 << 10;
 // Settings that all transports share.
 struct Options {
   std::vector<LocalRegion> regions;  // by RegionId
+  // Where the regions are a GPU's: it carries out what is read into them. Null: all are the host's.
+  std::shared_ptr<Device> device;
   Executor executor;
   std::string run_dir;  // folder for Unix sockets, mode 0700
   std::string host_id;  // processes whose ids differ do not share memory; empty: the kernel's
@@ -241,6 +250,8 @@ struct TransportKind {
   Result<std::unique_ptr<Transport>> (*create)(Options options) = nullptr;
   // Listens on the data network for anybody who reaches it.
   bool open_ports = false;
+  // Moves between GPUs' memory as well.
+  bool devices = false;
   // Encrypts, which costs most of the speed: chosen by itself only where there are keys.
   bool encrypts = false;
 };

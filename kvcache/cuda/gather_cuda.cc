@@ -4,16 +4,12 @@
 #include <cstring>
 #include <string>
 
+#include "kvcache/cuda/cuda_status.h"
 #include "kvcache/cuda/gather_box.h"
 #include "kvcache/cuda/gather_launch.h"
 
 namespace kvrelay::cuda {
 namespace {
-
-Status CudaStatus(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return Status::Ok();
-  return {Code::kInternal, std::string(what) + ": " + cudaGetErrorString(error)};
-}
 
 uint64_t CeilDiv(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 

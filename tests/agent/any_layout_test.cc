@@ -14,6 +14,7 @@
 #include "agent/kv_connector.h"
 #include "base/random.h"
 #include "kvcache/convert.h"
+#include "tests/common/fake_device.h"
 #include "tests/common/temp_dir.h"
 
 namespace kvrelay::agent {
@@ -61,7 +62,7 @@ float Value(uint32_t layer, bool v, uint32_t head, uint32_t token, uint32_t dim)
 // One rank's cache: a region for each kind of layers.
 struct Rank {
   Rank(const Model& model, const Shape& shape, uint32_t layer_begin, uint32_t layer_count,
-       uint32_t tp_rank) {
+       uint32_t tp_rank, Device* device) {
     shard = KvShard::Make(model.layers, model.heads[0], shape.tp, tp_rank).value();
     shard.layer_begin = layer_begin;
     shard.layer_count = layer_count;
@@ -92,7 +93,9 @@ struct Rank {
     const uint64_t bytes[2] = {DenseOf(model, shape, 0).dense_bytes(),
                                DenseOf(model, shape, 1).dense_bytes()};
     for (uint32_t i = 0; i < (model.two_kinds ? 2U : 1U); ++i) {
-      regions.push_back(std::make_unique<Region>(Region::AllocateHost(bytes[i], "test").value()));
+      Result<Region> region = device == nullptr ? Region::AllocateHost(bytes[i], "test")
+                                                : device->Allocate(bytes[i], "test");
+      regions.push_back(std::make_unique<Region>(std::move(region).value()));
       std::memset(regions.back()->data(), 0x55, bytes[i]);
     }
   }
@@ -138,16 +141,17 @@ struct Side {
   Side(const Model& model, const Shape& shape, const std::string& transport,
        const std::string& run_dir)
       : model(model), shape(shape) {
+    if (transport == "device") device = std::make_shared<tests::FakeDevice>();
     std::vector<RankCache> caches;
     uint32_t begin = 0;
     for (const uint32_t count : shape.stages) {
       for (uint32_t tp_rank = 0; tp_rank < shape.tp; ++tp_rank) {
-        ranks.emplace_back(model, shape, begin, count, tp_rank);
+        ranks.emplace_back(model, shape, begin, count, tp_rank, device.get());
       }
       begin += count;
     }
     for (const Rank& rank : ranks) {
-      RankCache cache{rank.layout, rank.shard, {}};
+      RankCache cache{rank.layout, rank.shard, {}, device};
       for (const auto& region : rank.regions) cache.regions.push_back(region.get());
       caches.push_back(std::move(cache));
     }
@@ -155,7 +159,7 @@ struct Side {
     options.model.bytes[0] = 7;
     options.model_name = "made up";
     options.block_size = shape.block_size[0];
-    options.transport = transport;
+    options.transport = device == nullptr ? transport : "auto";
     options.run_dir = run_dir;
     options.chunk_bytes = 1024;  // many chunks of little data
     auto made = EngineAgent::Create(options, caches, pool, prefixes);
@@ -229,6 +233,7 @@ struct Side {
 
   const Model model;
   const Shape shape;
+  std::shared_ptr<tests::FakeDevice> device;  // null: host memory
   std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocksOfAKind);
   std::shared_ptr<BlockPool> pools[2] = {pool, BlockPool::Create(kBlocksOfAKind)};
   SystemPrefixStore prefixes{4};
@@ -423,10 +428,13 @@ TEST_P(AnyLayout, AnotherModelIsRefusedWithBothSidesValues) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Transports, AnyLayout, testing::Values("mapped", "ucx-packed"),
-                         [](const auto& param) {
-                           return param.param == "mapped" ? "Mapped" : "UcxPacked";
-                         });
+std::string WayName(const testing::TestParamInfo<std::string>& way) {
+  if (way.param == "device") return "MappedOnADevice";
+  return way.param == "mapped" ? "Mapped" : "UcxPacked";
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, AnyLayout, testing::Values("mapped", "ucx-packed", "device"),
+                         WayName);
 
 }  // namespace
 }  // namespace kvrelay::agent

@@ -159,7 +159,7 @@ DirectMapping::DirectMapping(const proto::Meta& meta, const std::string& run_dir
       return;
     }
     options.regions.push_back(
-        {.data = own->data(), .bytes = own->bytes(), .export_fd = own->export_fd()});
+        transport::LocalRegion::Of(*own));
     memory_.push_back(std::move(*own));
   }
   options.executor = [this](std::function<void()> fn) {

@@ -100,7 +100,7 @@ Node::Node(const std::string& path, const std::string& run_dir, uint64_t kv_byte
   records_.emplace(std::move(*records));
   Options options;
   for (const Region* region : {&*kv_, &*records_}) {
-    options.regions.push_back({region->data(), region->bytes(), region->export_fd()});
+    options.regions.push_back(LocalRegion::Of(*region));
   }
   options.executor = control_.executor();
   options.run_dir = run_dir;

@@ -71,7 +71,7 @@ struct Process {
     std::memset(kv.data(), fill, bytes);
     Options options;
     for (const Region* region : {&kv, &records}) {
-      options.regions.push_back({region->data(), region->bytes(), region->export_fd()});
+      options.regions.push_back(transport::LocalRegion::Of(*region));
     }
     options.executor = [this](std::function<void()> closure) {
       {

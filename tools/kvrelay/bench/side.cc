@@ -16,7 +16,7 @@ Result<std::unique_ptr<Side>> Side::Create(const std::string& run_dir, uint64_t 
   std::unique_ptr<Side> side(new Side(std::move(kv), std::move(records)));
   transport::Options options;
   for (const Region* region : {&side->kv_, &side->records_}) {
-    options.regions.push_back({region->data(), region->bytes(), region->export_fd()});
+    options.regions.push_back(transport::LocalRegion::Of(*region));
   }
   options.executor = [self = side.get()](std::function<void()> fn) {
     {

@@ -1,0 +1,147 @@
+#include "kvcache/cuda/device_cuda.h"
+
+#include <cuda_runtime_api.h>
+
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kvcache/cuda/copy_lane.h"
+#include "kvcache/cuda/cuda_status.h"
+#include "kvcache/cuda/driver.h"
+#include "kvcache/cuda/memory_cuda.h"
+
+namespace kvrelay::cuda {
+namespace {
+
+class MappingCuda final : public DeviceMapping {
+ public:
+  explicit MappingCuda(std::shared_ptr<const MemoryCuda> memory) : memory_(std::move(memory)) {}
+  const std::byte* data() const override { return memory_->data(); }
+
+ private:
+  const std::shared_ptr<const MemoryCuda> memory_;
+};
+
+// Lanes that nobody uses.
+class Lanes {
+ public:
+  Result<std::unique_ptr<CopyLane>> Take() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!idle_.empty()) {
+        std::unique_ptr<CopyLane> lane = std::move(idle_.back());
+        idle_.pop_back();
+        return lane;
+      }
+    }
+    return CopyLane::Create();
+  }
+  void Give(std::unique_ptr<CopyLane> lane) {
+    const std::lock_guard lock(mutex_);
+    idle_.push_back(std::move(lane));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<CopyLane>> idle_;
+};
+
+class CopyCuda final : public DeviceCopy {
+ public:
+  CopyCuda(int ordinal, Lanes& lanes, std::unique_ptr<CopyLane> lane)
+      : ordinal_(ordinal), lanes_(lanes), lane_(std::move(lane)) {}
+  ~CopyCuda() override {
+    cudaSetDevice(ordinal_);
+    if (!ended_) lane_->Wait();
+    lanes_.Give(std::move(lane_));
+  }
+  std::optional<Status> Ended() override {
+    if (!ended_) {
+      cudaSetDevice(ordinal_);
+      ended_ = lane_->Ended();
+    }
+    return ended_;
+  }
+
+ private:
+  const int ordinal_;
+  Lanes& lanes_;
+  std::unique_ptr<CopyLane> lane_;
+  std::optional<Status> ended_;
+};
+
+class DeviceCuda final : public Device {
+ public:
+  DeviceCuda(int ordinal, const GatherOptions& options, const Driver& driver)
+      : ordinal_(ordinal),
+        name_("cuda:" + std::to_string(ordinal)),
+        options_(options),
+        driver_(driver) {}
+
+  const std::string& name() const override { return name_; }
+
+  Result<Region> Allocate(uint64_t bytes, const std::string& name) override {
+    if (bytes == 0) return Error(Code::kInvalidArgument, "region " + name + " of 0 bytes");
+    KVRELAY_RETURN_IF_ERROR(MakeCurrent());
+    auto allocated = MemoryCuda::Allocate(driver_, ordinal_, bytes);
+    if (!allocated.has_value()) return Error(allocated.error().Wrap("region " + name));
+    auto& [memory, fd] = *allocated;
+    std::byte* const data = memory->data();
+    KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaMemset(data, 0, bytes), "zeroing a region"));
+    KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaDeviceSynchronize(), "zeroing a region"));
+    return Region::Own(
+        std::move(memory), data, bytes, std::move(fd),
+        {.kind = DeviceKind::kCuda, .device = name_, .exported = "CUDA virtual memory"}, name);
+  }
+
+  Result<std::unique_ptr<DeviceMapping>> Map(UniqueFd fd, uint64_t bytes) override {
+    KVRELAY_RETURN_IF_ERROR(MakeCurrent());
+    KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<const MemoryCuda> memory,
+                             MemoryCuda::Import(driver_, ordinal_, std::move(fd), bytes));
+    return std::make_unique<MappingCuda>(std::move(memory));
+  }
+
+  Result<std::unique_ptr<DeviceCopy>> Copy(const CopyPlan& plan,
+                                           std::span<const std::byte* const> src_regions,
+                                           std::span<std::byte* const> dst_regions) override {
+    KVRELAY_RETURN_IF_ERROR(MakeCurrent());
+    KVRELAY_ASSIGN_OR_RETURN(GatherCuda gather,
+                             GatherCuda::Make(plan, src_regions, dst_regions, options_));
+    KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<CopyLane> lane, lanes_.Take());
+    if (Status status = lane->Start(gather); !status.ok()) {
+      lane->Wait();
+      lanes_.Give(std::move(lane));
+      return Error(std::move(status));
+    }
+    return std::make_unique<CopyCuda>(ordinal_, lanes_, std::move(lane));
+  }
+
+ private:
+  Status MakeCurrent() const { return CudaStatus(cudaSetDevice(ordinal_), name_); }
+
+  const int ordinal_;
+  const std::string name_;
+  const GatherOptions options_;
+  const Driver driver_;
+  Lanes lanes_;
+};
+
+}  // namespace
+
+Result<std::shared_ptr<Device>> OpenDevice(int ordinal, const GatherOptions& options) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || ordinal < 0 || ordinal >= count) {
+    return Error(Code::kInvalidArgument,
+                 "there is no cuda:" + std::to_string(ordinal) + " here: " +
+                     (error == cudaSuccess ? std::to_string(count) + " GPUs are visible"
+                                           : std::string(cudaGetErrorString(error))));
+  }
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(ordinal), "choosing a GPU"));
+  KVRELAY_ASSIGN_OR_RETURN(const Driver driver, Driver::Find());
+  return std::make_shared<DeviceCuda>(ordinal, options, driver);
+}
+
+}  // namespace kvrelay::cuda

@@ -1,0 +1,59 @@
+// A GPU as code on the host sees it: memory to be registered, peers' memory mapped, copy plans
+// carried out. Compiles without CUDA; cuda::OpenDevice makes one (kvcache/cuda/device_cuda.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "kvcache/copy_plan.h"
+#include "kvcache/region.h"
+
+namespace kvrelay {
+
+// A peer's device memory in this process, read-only by hardware. The destructor unmaps it; it stays
+// readable until then, also when its owner has ended.
+class DeviceMapping {
+ public:
+  virtual ~DeviceMapping() = default;
+  virtual const std::byte* data() const = 0;
+};
+
+// A plan that a device is carrying out. The destructor waits until the device touches neither side
+// any more: the time of a copy.
+class DeviceCopy {
+ public:
+  virtual ~DeviceCopy() = default;
+  // How it ended; nullopt: it has not.
+  virtual std::optional<Status> Ended() = 0;
+};
+
+// Any thread. Outlives everything that it made.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual const std::string& name() const = 0;  // "cuda:0"
+
+  // Zero-filled memory of this device that other processes on this host can map.
+  // kResourceExhausted with the bytes asked and free.
+  virtual Result<Region> Allocate(uint64_t bytes, const std::string& name) = 0;
+
+  // What a peer's Device allocated as `bytes` and exported, on this GPU or another of this host.
+  // Takes tens of microseconds for each 2 MiB. kInvalidArgument for what is no such memory;
+  // kIncompatible where this device cannot reach it.
+  virtual Result<std::unique_ptr<DeviceMapping>> Map(UniqueFd fd, uint64_t bytes) = 0;
+
+  // Begins to carry out a validated plan between memory that this device reaches. Nothing orders
+  // copies that are under way at once.
+  virtual Result<std::unique_ptr<DeviceCopy>> Copy(const CopyPlan& plan,
+                                                   std::span<const std::byte* const> src_regions,
+                                                   std::span<std::byte* const> dst_regions) = 0;
+};
+
+}  // namespace kvrelay

@@ -1,0 +1,172 @@
+// `mapped` where the KV of both sides is a device's: the device moves it, the host reads the guard.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "tests/common/fake_device.h"
+#include "tests/transport/owner_fixture.h"
+
+namespace kvrelay::transport {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using testing::HasSubstr;
+using tests::FakeDevice;
+
+class MappedDeviceTest : public OwnerTest {
+ protected:
+  static constexpr uint64_t kKvBytes = 1 << 20;
+
+  MappedDeviceTest() : OwnerTest("mapped", kKvBytes) {
+    owner_ = MakeNode();
+    reader_ = MakeNode();
+    owner_->Fill(1);
+    owner_->StartLease(3);
+    peer_ = reader_->Connect(owner_->Spec("owner")).value_or(0);
+  }
+  std::unique_ptr<Node> MakeNode() {
+    return std::make_unique<Node>("mapped", dir_.path(), kKvBytes, [this](Options& options) {
+      options.regions[kKv].device = DeviceKind::kCuda;
+      options.device = device_;
+      options.throttle = throttle_;
+    });
+  }
+  // Begins to read everything, and waits until the device has it in work.
+  OpId StartHeld(std::optional<Completion>& done, Terms terms = In(seconds(60))) {
+    device_->Hold();
+    const OpId op = reader_->transport().Read(peer_, Whole(Contiguous(0, kKvBytes)), Node::guard(3),
+                                              terms, [&](Completion c) { done = std::move(c); });
+    EXPECT_TRUE(reader_->control().RunUntil([&] { return device_->begun() > 0; }));
+    return op;
+  }
+  // Lets go in a while. The operation must not have completed before.
+  Completion LetGoAndWait(std::optional<Completion>& done) {
+    reader_->control().RunFor(milliseconds(50));
+    EXPECT_FALSE(done.has_value()) << "while the device writes its destination";
+    device_->LetGo();
+    EXPECT_TRUE(reader_->control().RunUntil([&] { return done.has_value(); }));
+    EXPECT_EQ(device_->ended(), device_->begun());
+    return done.value_or(Completion{});
+  }
+
+  const std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
+  const std::shared_ptr<Throttle> throttle_ =
+      std::make_shared<Throttle>(Caps{.bytes_per_s = 0, .inflight_bytes = kKvBytes / 2});
+  std::unique_ptr<Node> owner_;
+  std::unique_ptr<Node> reader_;
+  PeerHandle peer_ = 0;
+};
+
+TEST_F(MappedDeviceTest, ReadsDataBetweenTwoReadsOfTheGuard) {
+  std::optional<Completion> done;
+  StartHeld(done);
+  EXPECT_EQ(throttle_->counts().inflight_bytes, kKvBytes) << "one piece goes whole, and alone";
+  const Completion completion = LetGoAndWait(done);
+  ASSERT_TRUE(completion.status.ok()) << completion.status.ToString();
+  EXPECT_EQ(completion.bytes, kKvBytes);
+  EXPECT_TRUE(GuardHolds(Lease(owner_->Spec(""), 3), completion.before, completion.after));
+  EXPECT_EQ(reader_->FirstWrong(1, kKvBytes), std::nullopt);
+  EXPECT_EQ(throttle_->counts().inflight_bytes, 0U);
+  EXPECT_EQ(throttle_->counts().moved_bytes, kKvBytes);
+}
+
+TEST_F(MappedDeviceTest, AGuardThatChangesWhileTheDeviceCopiesIsSeen) {
+  std::optional<Completion> done;
+  StartHeld(done);
+  owner_->record(3)->End();
+  const Completion completion = LetGoAndWait(done);
+  ASSERT_TRUE(completion.status.ok());
+  EXPECT_FALSE(GuardHolds(Lease(owner_->Spec(""), 3), completion.before, completion.after));
+}
+
+TEST_F(MappedDeviceTest, SeveralPortionsAndReadsAtOnce) {
+  constexpr uint64_t kPart = kKvBytes / 4;
+  int completed = 0;
+  for (uint64_t read = 0; read < 2; ++read) {
+    auto next = [at = read * 2 * kPart,
+                 end = (read + 1) * 2 * kPart](const GuardWords&) mutable -> Result<Portion> {
+      const uint64_t begin = at;
+      at += kPart / 2;
+      return Portion{Contiguous(begin, kPart / 2), at == end};
+    };
+    reader_->transport().Read(peer_, next, Node::guard(3), In(seconds(60)),
+                              [&](const Completion& c) {
+                                EXPECT_TRUE(c.status.ok()) << c.status.ToString();
+                                EXPECT_EQ(c.bytes, 2 * kPart);
+                                ++completed;
+                              });
+  }
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return completed == 2; }));
+  EXPECT_EQ(device_->begun(), 8U);
+  EXPECT_EQ(reader_->FirstWrong(1, kKvBytes), std::nullopt);
+}
+
+TEST_F(MappedDeviceTest, SmallReadsGoByTheDeviceToo) {
+  EXPECT_FALSE(reader_->transport().ReadNow(peer_, Contiguous(0, 64), Node::guard(3)).has_value());
+  EXPECT_TRUE(Read(*reader_, peer_, Contiguous(0, 64), Node::guard(3)).status.ok());
+  EXPECT_EQ(device_->ended(), 1U);
+}
+
+TEST_F(MappedDeviceTest, CancelledReadsEndWhenTheDeviceHas) {
+  std::optional<Completion> done;
+  const OpId op = StartHeld(done);
+  reader_->transport().Cancel(op);
+  EXPECT_EQ(LetGoAndWait(done).status.code(), Code::kCancelled);
+  // Nothing writes the destination any more.
+  std::memset(reader_->kv(), 0x5a, kKvBytes);
+  reader_->control().RunFor(milliseconds(20));
+  for (uint64_t i = 0; i < kKvBytes; ++i) ASSERT_EQ(reader_->kv()[i], std::byte{0x5a});
+  EXPECT_EQ(throttle_->counts().inflight_bytes, 0U);
+}
+
+TEST_F(MappedDeviceTest, ADeadlineEndsAReadWhenTheDeviceHas) {
+  std::optional<Completion> done;
+  StartHeld(done, In(milliseconds(20)));
+  EXPECT_EQ(LetGoAndWait(done).status.code(), Code::kDeadlineExceeded);
+}
+
+TEST_F(MappedDeviceTest, AnOwnersMemoryStaysUntilTheDeviceHasReadIt) {
+  std::optional<Completion> done;
+  StartHeld(done);
+  owner_.reset();  // the fake would read unmapped pages
+  EXPECT_EQ(LetGoAndWait(done).status.code(), Code::kPeerUnreachable);
+  EXPECT_EQ(reader_->FirstWrong(1, kKvBytes), std::nullopt);
+}
+
+TEST_F(MappedDeviceTest, ADevicesFailureFailsTheReadAndNothingElse) {
+  device_->FailNext(Status(Code::kInternal, "an illegal address"));
+  const Completion failed = Read(*reader_, peer_, Contiguous(0, kKvBytes), Node::guard(3));
+  EXPECT_EQ(failed.status.code(), Code::kInternal);
+  EXPECT_THAT(failed.status.message(), HasSubstr("an illegal address"));
+  EXPECT_EQ(failed.bytes, 0U);
+  EXPECT_EQ(throttle_->counts().inflight_bytes, 0U);
+  EXPECT_TRUE(Read(*reader_, peer_, Contiguous(0, kKvBytes), Node::guard(3)).status.ok());
+}
+
+TEST_F(MappedDeviceTest, DestructionWaitsForTheDevice) {
+  std::optional<Completion> done;
+  StartHeld(done);
+  std::thread later([&] {
+    std::this_thread::sleep_for(milliseconds(50));
+    device_->LetGo();
+  });
+  reader_->DestroyTransport();
+  EXPECT_EQ(device_->ended(), device_->begun());
+  later.join();
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return done.has_value(); }));
+  EXPECT_EQ(done->status.code(), Code::kCancelled);
+}
+
+TEST_F(MappedDeviceTest, MemoryOfTwoKindsDoesNotMeet) {
+  Node host("mapped", dir_.path(), kKvBytes);
+  EXPECT_THAT(WhyNot(host, owner_->Spec("owner")), HasSubstr("region 0: it is a GPU's memory"));
+  EXPECT_THAT(WhyNot(*reader_, host.Spec("host")), HasSubstr("host's memory, ours is a GPU's"));
+}
+
+}  // namespace
+}  // namespace kvrelay::transport

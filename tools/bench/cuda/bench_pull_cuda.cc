@@ -1,0 +1,450 @@
+// Pulls between two processes, each with an agent and its KV cache on a GPU: from the order to pull
+// a claimed lease to its completion, as the engine sees it (plan, tables, kernel, guard, lease),
+// against one contiguous copy of the same size on the copy engine, from its call until the host
+// sees its end. The owner is on the first GPU, the reader on the same and, where there is one with
+// peer access, on the second. Every first pull of a case is checked byte by byte.
+//
+// usage: bench_pull_cuda [--json=FILE] [--rounds=N]
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "agent/engine_agent.h"
+#include "attention/cuda/device_array.h"
+#include "kvcache/cuda/device_cuda.h"
+#include "kvcache/kv_view.h"
+#include "proto/ticket.h"
+
+namespace kvrelay::bench {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr uint32_t kHeads = 8;
+constexpr uint32_t kDim = 128;
+constexpr uint32_t kBlockSize = 16;
+constexpr uint64_t kRowBytes = kDim * 2;
+
+struct Case {
+  const char* name;
+  uint32_t layers;
+  uint32_t tokens;
+  uint32_t owner_tp;
+  KvFormat owner;
+  KvFormat reader;
+};
+
+// Of one layout (runs of a block), of one of two ranks' heads, of two layouts (runs of a row).
+constexpr Case kCases[] = {
+    {"small, one layout", 2, 16, 1, KvFormat::kNhd, KvFormat::kNhd},
+    {"one layout", 32, 512, 1, KvFormat::kNhd, KvFormat::kNhd},
+    {"one layout", 32, 2048, 1, KvFormat::kNhd, KvFormat::kNhd},
+    {"one layout", 32, 8192, 1, KvFormat::kNhd, KvFormat::kNhd},
+    {"TP 2 to 1", 32, 2048, 2, KvFormat::kNhd, KvFormat::kNhd},
+    {"NHD to HND", 32, 512, 1, KvFormat::kNhd, KvFormat::kHnd},
+    {"NHD to HND", 32, 2048, 1, KvFormat::kNhd, KvFormat::kHnd},
+};
+
+void Check(bool ok, const std::string& what) {
+  if (ok) return;
+  std::fprintf(stderr, "bench_pull_cuda: %s\n", what.c_str());
+  _exit(1);
+}
+
+template <typename T>
+T Must(Result<T> result) {
+  Check(result.has_value(), result.has_value() ? "" : result.error().ToString());
+  return std::move(*result);
+}
+
+// A row's first words say which it is.
+struct RowName {
+  uint32_t layer = 0;
+  uint32_t head = 0;
+  uint32_t token = 0;
+  uint32_t v = 0;
+  bool operator==(const RowName&) const = default;
+};
+
+// An engine with its memory on a GPU, and a copy of that on the host to look at.
+struct Side {
+  Side(const Case& c, KvFormat format, uint32_t tp, int gpu, uint32_t max_sms,
+       const std::string& run_dir)
+      : device(Must(cuda::OpenDevice(gpu, {.max_sms = max_sms}))),
+        pool(BlockPool::Create(c.tokens / kBlockSize + 1)) {
+    std::vector<agent::RankCache> caches;
+    for (uint32_t rank = 0; rank < tp; ++rank) {
+      shards.push_back(Must(KvShard::Make(c.layers, kHeads, tp, rank)));
+      layouts.push_back(KvLayout::Dense(format, DType::kBf16, c.layers, shards.back().head_count,
+                                        kDim, kBlockSize, c.tokens / kBlockSize + 1));
+      regions.push_back(std::make_unique<Region>(
+          Must(device->Allocate(layouts.back().dense_bytes(), "bench-pull"))));
+      host.emplace_back(layouts.back().dense_bytes());
+      caches.push_back({layouts.back(), shards.back(), {regions.back().get()}, device});
+    }
+    agent::EngineAgentOptions options;
+    options.model.bytes[0] = 1;
+    options.block_size = kBlockSize;
+    options.transport = "mapped";
+    options.run_dir = run_dir;
+    agent = Must(agent::EngineAgent::Create(options, caches, pool, prefixes));
+    agent->Run();
+  }
+  ~Side() { agent->Shutdown(); }
+
+  void ToDevice() {
+    for (size_t rank = 0; rank < host.size(); ++rank) {
+      KVRELAY_CUDA(cudaMemcpy(regions[rank]->data(), host[rank].data(), host[rank].size(),
+                              cudaMemcpyHostToDevice));
+    }
+  }
+  void ToHost() {
+    for (size_t rank = 0; rank < host.size(); ++rank) {
+      KVRELAY_CUDA(cudaMemcpy(host[rank].data(), regions[rank]->data(), host[rank].size(),
+                              cudaMemcpyDeviceToHost));
+    }
+  }
+  // visit(row on the host, its name) for every row of `tokens` tokens.
+  template <typename Visit>
+  void ForEachRow(std::span<const BlockId> blocks, uint32_t tokens, Visit visit) {
+    for (size_t rank = 0; rank < host.size(); ++rank) {
+      const KvView view(layouts[rank], {host[rank].data()});
+      for (uint32_t layer = 0; layer < shards[rank].layer_count; ++layer) {
+        for (uint32_t token = 0; token < tokens; ++token) {
+          const BlockId block = blocks[token / kBlockSize];
+          const uint32_t at = token % kBlockSize;
+          for (uint32_t head = 0; head < shards[rank].head_count; ++head) {
+            const uint32_t name = shards[rank].head_begin + head;
+            visit(view.K(layer, block, head, at), RowName{layer, name, token, 0});
+            visit(view.V(layer, block, head, at), RowName{layer, name, token, 1});
+          }
+        }
+      }
+    }
+  }
+  template <typename T>
+  T Await(const std::function<void(std::function<void(T)>)>& make) {
+    std::promise<T> promise;
+    agent->Post([&] { make([&promise](T value) { promise.set_value(std::move(value)); }); });
+    auto future = promise.get_future();
+    Check(future.wait_for(std::chrono::seconds(60)) == std::future_status::ready,
+          "no answer within a minute");
+    return future.get();
+  }
+
+  std::shared_ptr<Device> device;
+  std::shared_ptr<BlockPool> pool;
+  SystemPrefixStore prefixes{1};
+  std::vector<KvLayout> layouts;
+  std::vector<KvShard> shards;
+  std::vector<std::unique_ptr<Region>> regions;
+  std::vector<std::vector<std::byte>> host;
+  std::unique_ptr<agent::EngineAgent> agent;
+};
+
+// What the reader has of its owner: a socket. It sends a byte for each ticket.
+class Owner {
+ public:
+  explicit Owner(int fd) : fd_(fd) {}
+  proto::Ticket NextTicket() {
+    Check(send(fd_, "x", 1, MSG_NOSIGNAL) == 1, "the owner has ended");
+    std::string bytes(64 << 10, '\0');
+    const ssize_t n = recv(fd_, bytes.data(), bytes.size(), 0);
+    Check(n > 0, "the owner has ended");
+    bytes.resize(static_cast<size_t>(n));
+    return Must(proto::DecodeTicket(bytes));
+  }
+
+ private:
+  const int fd_;
+};
+
+void Own(const Case& c, const std::string& run_dir, int fd) {
+  Side side(c, c.owner, c.owner_tp, 0, 16, run_dir);
+  BlockTable all = Must(side.pool->Allocate(c.tokens / kBlockSize));
+  side.ForEachRow(all.blocks(), c.tokens, [](std::byte* row, const RowName& name) {
+    for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
+      std::memcpy(row + at, &name, sizeof(name));
+    }
+  });
+  side.ToDevice();
+  char asked = 0;
+  while (recv(fd, &asked, 1, 0) == 1) {
+    const auto lease =
+        Must(side.Await<Result<LeaseId>>([&](std::function<void(Result<LeaseId>)> offered) {
+          agent::OfferRequest offer;
+          offer.blocks = {all.Share(), 0};
+          offer.tokens = c.tokens;
+          offer.hash.bytes[0] = 2;
+          side.agent->owner().Offer(std::move(offer), std::move(offered));
+        }));
+    for (uint32_t rank = 0; rank < c.owner_tp; ++rank) {
+      side.agent->Writer(rank, lease)->Publish({c.tokens, c.tokens, 0});
+    }
+    side.agent->Post([&side, lease] { side.agent->owner().MarkFinished(lease); });
+    proto::Ticket ticket;
+    ticket.owner = side.agent->engine();
+    ticket.incarnation = side.agent->incarnation();
+    ticket.front = side.agent->endpoint();
+    ticket.model = side.agent->model();
+    ticket.prompt.lease = lease;
+    ticket.prompt.hash.bytes[0] = 2;
+    ticket.prompt.tokens = c.tokens;
+    const std::string bytes = proto::EncodeTicket(ticket);
+    Check(send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()),
+          "the reader has ended");
+  }
+}
+
+struct Pulled {
+  double us = 0;
+  uint64_t bytes = 0;
+};
+
+Pulled PullOnce(Side& reader, Owner& owner, const BlockTable& blocks) {
+  const proto::Ticket ticket = owner.NextTicket();
+  struct State {
+    TimePoint asked;
+    std::promise<std::pair<Result<agent::LoadResult>, TimePoint>> finished;
+    std::promise<void> drained;
+  };
+  auto state = std::make_shared<State>();
+  std::weak_ptr<agent::Load> load;
+  reader.Await<bool>([&](const std::function<void(bool)>& started) {
+    agent::LoadRequest request{.ticket = ticket,
+                               .blocks = {blocks.Share(), 0},
+                               .deadline = steady_clock::now() + std::chrono::seconds(60)};
+    load = reader.agent->StartLoad(
+        std::move(request),
+        {.finished =
+             [state](Result<agent::LoadResult> result) {
+               state->finished.set_value({std::move(result), steady_clock::now()});
+             },
+         .drained = [state] { state->drained.set_value(); }});
+    started(true);
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));  // claimed meanwhile
+  reader.agent->Post([state, load] {
+    state->asked = steady_clock::now();
+    if (const auto waiting = load.lock()) waiting->SetReady();
+  });
+  Check(state->drained.get_future().wait_for(std::chrono::seconds(60)) == std::future_status::ready,
+        "no KV within a minute");
+  auto [result, at] = state->finished.get_future().get();
+  const uint64_t bytes = Must(std::move(result)).own.bytes;
+  return {std::chrono::duration<double, std::micro>(at - state->asked).count(), bytes};
+}
+
+// One copy on the copy engine, until the host sees its end.
+class BigCopy {
+ public:
+  BigCopy(int from, int to, uint64_t bytes) : to_(to), bytes_(bytes) {
+    KVRELAY_CUDA(cudaSetDevice(from));
+    KVRELAY_CUDA(cudaMalloc(&src_, bytes));
+    KVRELAY_CUDA(cudaMemset(src_, 1, bytes));
+    KVRELAY_CUDA(cudaDeviceSynchronize());
+    KVRELAY_CUDA(cudaSetDevice(to));
+    if (from != to) {
+      const cudaError_t error = cudaDeviceEnablePeerAccess(from, 0);
+      if (error == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
+    }
+    KVRELAY_CUDA(cudaMalloc(&dst_, bytes));
+    KVRELAY_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    KVRELAY_CUDA(cudaEventCreateWithFlags(&end_, cudaEventDisableTiming));
+  }
+  ~BigCopy() {
+    cudaFree(src_);
+    cudaFree(dst_);
+    cudaEventDestroy(end_);
+    cudaStreamDestroy(stream_);
+  }
+  double Us() {
+    KVRELAY_CUDA(cudaSetDevice(to_));
+    const auto begin = steady_clock::now();
+    KVRELAY_CUDA(cudaMemcpyAsync(dst_, src_, bytes_, cudaMemcpyDefault, stream_));
+    KVRELAY_CUDA(cudaEventRecord(end_, stream_));
+    while (cudaEventQuery(end_) == cudaErrorNotReady) {
+    }
+    return std::chrono::duration<double, std::micro>(steady_clock::now() - begin).count();
+  }
+
+ private:
+  const int to_;
+  const uint64_t bytes_;
+  void* src_ = nullptr;
+  void* dst_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t end_ = nullptr;
+};
+
+struct Spread {
+  explicit Spread(std::vector<double> values) {
+    std::ranges::sort(values);
+    min = values.front();
+    median = values[values.size() / 2];
+    max = values.back();
+  }
+  double min = 0;
+  double median = 0;
+  double max = 0;
+  nlohmann::ordered_json json() const { return {{"min", min}, {"median", median}, {"max", max}}; }
+};
+
+nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std::string& run_dir,
+                            Owner owner, int rounds) {
+  Side reader(c, c.reader, 1, gpu, max_sms, run_dir);
+  const BlockTable blocks = Must(reader.pool->Allocate(c.tokens / kBlockSize));
+  for (std::vector<std::byte>& bytes : reader.host) std::ranges::fill(bytes, std::byte{0xff});
+  reader.ToDevice();
+  const uint64_t bytes = PullOnce(reader, owner, blocks).bytes;
+  reader.ToHost();
+  reader.ForEachRow(blocks.blocks(), c.tokens, [](const std::byte* row, const RowName& name) {
+    for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
+      RowName there;
+      std::memcpy(&there, row + at, sizeof(there));
+      Check(there == name, "wrong bytes");
+    }
+  });
+  BigCopy floor(0, gpu, bytes);
+  std::vector<double> pull_us;
+  std::vector<double> copy_us;
+  for (int round = -2; round < rounds; ++round) {
+    const double copy = floor.Us();
+    const double pull = PullOnce(reader, owner, blocks).us;
+    if (round < 0) continue;
+    copy_us.push_back(copy);
+    pull_us.push_back(pull);
+  }
+  const Spread pull(pull_us);
+  const Spread copy(copy_us);
+  const auto rate = [&](double us) { return static_cast<double>(bytes) / us / 1e3; };
+  std::printf(
+      "%-18s to cuda:%d %3u SMs %8.2f MB | pull us %9.1f (%.1f, %.1f) %6.1f GB/s | copy us "
+      "%9.1f (%.1f, %.1f) %6.1f GB/s | ratio %.3f\n",
+      c.name, gpu, max_sms, static_cast<double>(bytes) / 1e6, pull.median, pull.min, pull.max,
+      rate(pull.median), copy.median, copy.min, copy.max, rate(copy.median),
+      copy.median / pull.median);
+  std::fflush(stdout);
+  return {{"case", c.name},         {"layers", c.layers},
+          {"tokens", c.tokens},     {"owner_tp", c.owner_tp},
+          {"reader_gpu", gpu},      {"max_sms", max_sms},
+          {"bytes", bytes},         {"pull_us", pull.json()},
+          {"copy_us", copy.json()}, {"ratio_of_medians", copy.median / pull.median}};
+}
+
+// The case in two new processes: this one never touches a GPU. Its JSON.
+std::string Measure(const Case& c, int gpu, uint32_t max_sms, const std::string& run_dir,
+                    int rounds) {
+  int tickets[2];
+  int result[2];
+  Check(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, tickets) == 0 && pipe(result) == 0, "no sockets");
+  const auto start = [&](auto&& body) {
+    std::fflush(stdout);
+    const pid_t pid = fork();
+    Check(pid >= 0, "cannot fork");
+    if (pid != 0) return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    body();
+    _exit(0);
+  };
+  const pid_t owner = start([&] {
+    close(tickets[0]);
+    Own(c, run_dir + "/owner", tickets[1]);
+  });
+  const pid_t reader = start([&] {
+    close(tickets[1]);
+    const std::string text =
+        Read(c, gpu, max_sms, run_dir + "/reader", Owner(tickets[0]), rounds).dump();
+    Check(write(result[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()), "pipe");
+  });
+  close(tickets[0]);
+  close(tickets[1]);
+  close(result[1]);
+  std::string text(64 << 10, '\0');
+  const ssize_t n = read(result[0], text.data(), text.size());
+  close(result[0]);
+  int status = 0;
+  waitpid(reader, &status, 0);
+  kill(owner, SIGKILL);
+  waitpid(owner, nullptr, 0);
+  Check(n > 0 && status == 0, std::string(c.name) + " failed");
+  text.resize(static_cast<size_t>(n));
+  return text;
+}
+
+int VisibleGpus() {
+  int ends[2];
+  Check(pipe(ends) == 0, "no pipe");
+  const pid_t child = fork();
+  if (child == 0) {
+    int count = 0;
+    int peer = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    if (count > 1) cudaDeviceCanAccessPeer(&peer, 1, 0);
+    const int usable = count > 1 && peer != 0 ? 2 : std::min(count, 1);
+    _exit(write(ends[1], &usable, sizeof(usable)) == sizeof(usable) ? 0 : 1);
+  }
+  int usable = 0;
+  Check(read(ends[0], &usable, sizeof(usable)) == sizeof(usable), "cannot look for GPUs");
+  waitpid(child, nullptr, 0);
+  return usable;
+}
+
+int Main(int argc, char** argv) {
+  std::string json_file;
+  int rounds = 21;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (arg.starts_with("--json=")) {
+      json_file = arg.substr(7);
+    } else if (arg.starts_with("--rounds=")) {
+      rounds = std::max(1, std::atoi(arg.c_str() + 9));
+    } else {
+      std::fprintf(stderr, "usage: bench_pull_cuda [--json=FILE] [--rounds=N]\n");
+      return 2;
+    }
+  }
+  const int gpus = VisibleGpus();
+  if (gpus == 0) {
+    std::printf("no GPU here: nothing to measure\n");
+    return 0;
+  }
+  std::string folder = (std::filesystem::temp_directory_path() / "kvrelay-pull-XXXXXX").string();
+  Check(mkdtemp(folder.data()) != nullptr, "no temporary folder");
+  auto rows = nlohmann::ordered_json::array();
+  for (int gpu = 0; gpu < gpus; ++gpu) {
+    for (const Case& c : kCases) {
+      for (const uint32_t sms : gpu == 0 ? std::vector{16U, 64U} : std::vector{8U, 16U, 32U}) {
+        rows.push_back(nlohmann::ordered_json::parse(Measure(c, gpu, sms, folder, rounds)));
+      }
+    }
+  }
+  std::filesystem::remove_all(folder);
+  if (json_file.empty()) return 0;
+  std::ofstream file(json_file);
+  file << nlohmann::ordered_json{{"benchmark", "pull_cuda"}, {"rounds", rounds}, {"rows", rows}}
+              .dump(2)
+       << "\n";
+  Check(file.flush().good(), "cannot write " + json_file);
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvrelay::bench
+
+int main(int argc, char** argv) { return kvrelay::bench::Main(argc, argv); }
