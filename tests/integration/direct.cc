@@ -158,8 +158,7 @@ DirectMapping::DirectMapping(const proto::Meta& meta, const std::string& run_dir
       status_ = own.error();
       return;
     }
-    options.regions.push_back(
-        transport::LocalRegion::Of(*own));
+    options.regions.push_back(transport::LocalRegion::Of(*own));
     memory_.push_back(std::move(*own));
   }
   options.executor = [this](std::function<void()> fn) {
