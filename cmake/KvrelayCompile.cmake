@@ -17,6 +17,7 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 # Two other levels, each for a folder and those below it: -O3 where loops over data are, and half the compile time for code
 # that is much to compile and little to run (JSON, tests).
 macro(kvrelay_compile_for_speed)
+  set(CMAKE_UNITY_BUILD OFF)  # their sources differ in instruction sets, and in what the compiler inlines
   add_compile_options("$<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O3>")
 endmacro()
 macro(kvrelay_compile_lightly)
