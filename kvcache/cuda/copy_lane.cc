@@ -8,6 +8,8 @@ namespace kvrelay::cuda {
 namespace {
 
 constexpr size_t kLeastTables = 64 << 10;
+// What a kernel reads from the host's memory in less time than it takes to order an upload.
+constexpr size_t kSmallTables = 2 << 10;
 
 }  // namespace
 
@@ -23,11 +25,16 @@ Result<std::unique_ptr<CopyLane>> CopyLane::Create() {
   KVRELAY_RETURN_IF_ERROR(CudaStatus(
       cudaEventCreateWithFlags(&lane->ended_, cudaEventDisableTiming), "creating an event"));
   KVRELAY_RETURN_IF_ERROR(lane->MakeRoom(kLeastTables));
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(
+      cudaHostAlloc(&lane->small_tables_, kSmallTables, cudaHostAllocMapped), "pinned memory"));
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(
+      cudaHostGetDevicePointer(&lane->small_at_, lane->small_tables_, 0), "pinned memory"));
   return lane;
 }
 
 CopyLane::~CopyLane() {
   if (tables_ != nullptr) cudaFreeAsync(tables_, stream_);
+  cudaFreeHost(small_tables_);
   if (ended_ != nullptr) cudaEventDestroy(ended_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
@@ -46,8 +53,12 @@ Status CopyLane::MakeRoom(size_t bytes) {
 }
 
 Status CopyLane::Start(GatherCuda& gather) {
-  KVRELAY_RETURN_IF_ERROR(MakeRoom(gather.table_bytes()));
-  KVRELAY_RETURN_IF_ERROR(gather.Upload(tables_, stream_));
+  if (gather.table_bytes() <= kSmallTables) {
+    gather.Write(small_tables_, small_at_);
+  } else {
+    KVRELAY_RETURN_IF_ERROR(MakeRoom(gather.table_bytes()));
+    KVRELAY_RETURN_IF_ERROR(gather.Upload(tables_, stream_));
+  }
   KVRELAY_RETURN_IF_ERROR(gather.Launch(stream_));
   return CudaStatus(cudaEventRecord(ended_, stream_), "recording the end of a gather");
 }

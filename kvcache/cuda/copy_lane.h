@@ -34,6 +34,8 @@ class CopyLane {
   cudaEvent_t ended_ = nullptr;
   void* tables_ = nullptr;  // of the device
   size_t table_bytes_ = 0;
+  void* small_tables_ = nullptr;  // of the host, for plans whose tables are small
+  void* small_at_ = nullptr;      // where the device sees them
 };
 
 }  // namespace kvrelay::cuda

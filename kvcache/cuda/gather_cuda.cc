@@ -93,17 +93,26 @@ Result<GatherCuda> GatherCuda::Make(const CopyPlan& plan,
   return gather;
 }
 
-Status GatherCuda::Upload(void* tables, Stream stream) {
-  auto* const base = static_cast<std::byte*>(tables);
+void GatherCuda::PointTo(const void* tables) {
+  const auto* const base = static_cast<const std::byte*>(tables);
   for (GatherArgs& args : launches_) {
     args.segments = reinterpret_cast<const GatherPair*>(base);
     args.places = reinterpret_cast<const GatherPair*>(base + places_at_);
     args.factors = reinterpret_cast<const float*>(base + factors_at_);
   }
+}
+
+Status GatherCuda::Upload(void* tables, Stream stream) {
+  PointTo(tables);
   if (tables_.empty()) return Status::Ok();
-  return CudaStatus(cudaMemcpyAsync(base, tables_.data(), tables_.size(), cudaMemcpyHostToDevice,
+  return CudaStatus(cudaMemcpyAsync(tables, tables_.data(), tables_.size(), cudaMemcpyHostToDevice,
                                     static_cast<cudaStream_t>(stream)),
                     "uploading a copy plan");
+}
+
+void GatherCuda::Write(void* tables, const void* at) {
+  PointTo(at);
+  if (!tables_.empty()) std::memcpy(tables, tables_.data(), tables_.size());
 }
 
 Status GatherCuda::Launch(Stream stream) const {

@@ -56,11 +56,16 @@ class GatherCuda {
   // `tables`: aligned to 16, the caller's; lives until the last launch is done. Returns when this
   // object may go, not when the bytes have arrived. Not while a graph is captured.
   Status Upload(void* tables, Stream stream);
-  // After Upload.
+  // Instead of Upload, for tables of a few KiB: writes them to host memory that the device reads at
+  // `at`. Costs no call to the driver.
+  void Write(void* tables, const void* at);
+  // After Upload or Write.
   Status Launch(Stream stream) const;
 
  private:
   GatherCuda() = default;
+  void PointTo(const void* tables);
+
   std::vector<GatherArgs> launches_;
   std::vector<std::byte> tables_;  // segments, places, factors
   size_t places_at_ = 0;
