@@ -19,6 +19,9 @@ constexpr int kDialerEvents = ZMQ_EVENT_CONNECTED | ZMQ_EVENT_CONNECT_RETRIED |
                               ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                               ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
 
+// libzmq counts whole milliseconds, by a clock of its own.
+constexpr Duration kTimerSlack = Millis(5);
+
 int64_t WholeMillis(Duration d) { return std::chrono::ceil<std::chrono::milliseconds>(d).count(); }
 
 }  // namespace
@@ -160,7 +163,7 @@ Status ZmqDialer::HandshakeFailure(const Peer& peer, uint16_t what) const {
             peer.endpoint + " does not allow our key " + transport::KeyToText(curve_->public_key)};
   }
   // The monitor does not tell a handshake that took too long from one that was cut.
-  if (loop_.Now() - peer.started >= options_.handshake) {
+  if (loop_.Now() - peer.started + kTimerSlack >= options_.handshake) {
     return {Code::kPeerUnreachable, peer.endpoint + " did not finish the handshake in " +
                                         std::to_string(WholeMillis(options_.handshake)) + " ms"};
   }
