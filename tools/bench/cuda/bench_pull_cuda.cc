@@ -1,7 +1,8 @@
 // Pulls between two processes, each with an agent and its KV cache on a GPU: from the order to pull
 // a claimed lease to its completion, as the engine sees it (plan, tables, kernel, guard, lease),
 // against one contiguous copy of the same size on the copy engine, from its call until the host
-// sees its end. The owner is on the first GPU, the reader on the same and, where there is one with
+// sees its end. Pulls come one after the other, and after a pause of 3 ms in which threads fall
+// asleep. The owner is on the first GPU, the reader on the same and, where there is one with
 // peer access, on the second. Every first pull of a case is checked byte by byte.
 //
 // usage: bench_pull_cuda [--json=FILE] [--rounds=N]
@@ -16,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <future>
@@ -39,6 +41,7 @@ constexpr uint32_t kHeads = 8;
 constexpr uint32_t kDim = 128;
 constexpr uint32_t kBlockSize = 16;
 constexpr uint64_t kRowBytes = kDim * 2;
+constexpr uint32_t kInARow = 8;  // pulls without a pause between them
 
 struct Case {
   const char* name;
@@ -216,39 +219,48 @@ struct Pulled {
   uint64_t bytes = 0;
 };
 
-Pulled PullOnce(Side& reader, Owner& owner, const BlockTable& blocks) {
-  const proto::Ticket ticket = owner.NextTicket();
+// A claimed lease that waits to be pulled, into blocks that stay the caller's.
+class ClaimedLoad {
+ public:
+  ClaimedLoad(Side& reader, Owner& owner, const BlockTable& blocks) : reader_(reader) {
+    agent::LoadRequest request{.ticket = owner.NextTicket(),
+                               .blocks = {blocks.Share(), 0},
+                               .deadline = steady_clock::now() + std::chrono::seconds(60)};
+    load_ = reader.Await<std::weak_ptr<agent::Load>>(
+        [&](const std::function<void(std::weak_ptr<agent::Load>)>& started) {
+          started(reader.agent->StartLoad(
+              std::move(request),
+              {.finished =
+                   [state = state_](Result<agent::LoadResult> result) {
+                     state->finished.set_value({std::move(result), steady_clock::now()});
+                   },
+               .drained = [state = state_] { state->drained.set_value(); }}));
+        });
+  }
+  Pulled Pull() {
+    reader_.agent->Post([state = state_, load = load_] {
+      const std::shared_ptr<agent::Load> waiting = load.lock();
+      state->asked = steady_clock::now();
+      if (waiting) waiting->SetReady();
+    });
+    Check(state_->drained.get_future().wait_for(std::chrono::seconds(60)) ==
+              std::future_status::ready,
+          "no KV within a minute");
+    auto [result, at] = state_->finished.get_future().get();
+    const uint64_t bytes = Must(std::move(result)).own.bytes;
+    return {std::chrono::duration<double, std::micro>(at - state_->asked).count(), bytes};
+  }
+
+ private:
   struct State {
     TimePoint asked;
     std::promise<std::pair<Result<agent::LoadResult>, TimePoint>> finished;
     std::promise<void> drained;
   };
-  auto state = std::make_shared<State>();
-  std::weak_ptr<agent::Load> load;
-  reader.Await<bool>([&](const std::function<void(bool)>& started) {
-    agent::LoadRequest request{.ticket = ticket,
-                               .blocks = {blocks.Share(), 0},
-                               .deadline = steady_clock::now() + std::chrono::seconds(60)};
-    load = reader.agent->StartLoad(
-        std::move(request),
-        {.finished =
-             [state](Result<agent::LoadResult> result) {
-               state->finished.set_value({std::move(result), steady_clock::now()});
-             },
-         .drained = [state] { state->drained.set_value(); }});
-    started(true);
-  });
-  std::this_thread::sleep_for(std::chrono::milliseconds(3));  // claimed meanwhile
-  reader.agent->Post([state, load] {
-    state->asked = steady_clock::now();
-    if (const auto waiting = load.lock()) waiting->SetReady();
-  });
-  Check(state->drained.get_future().wait_for(std::chrono::seconds(60)) == std::future_status::ready,
-        "no KV within a minute");
-  auto [result, at] = state->finished.get_future().get();
-  const uint64_t bytes = Must(std::move(result)).own.bytes;
-  return {std::chrono::duration<double, std::micro>(at - state->asked).count(), bytes};
-}
+  Side& reader_;
+  const std::shared_ptr<State> state_ = std::make_shared<State>();
+  std::weak_ptr<agent::Load> load_;
+};
 
 // One copy on the copy engine, until the host sees its end.
 class BigCopy {
@@ -311,7 +323,7 @@ nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std:
   const BlockTable blocks = Must(reader.pool->Allocate(c.tokens / kBlockSize));
   for (std::vector<std::byte>& bytes : reader.host) std::ranges::fill(bytes, std::byte{0xff});
   reader.ToDevice();
-  const uint64_t bytes = PullOnce(reader, owner, blocks).bytes;
+  const uint64_t bytes = ClaimedLoad(reader, owner, blocks).Pull().bytes;
   reader.ToHost();
   reader.ForEachRow(blocks.blocks(), c.tokens, [](const std::byte* row, const RowName& name) {
     for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
@@ -321,30 +333,45 @@ nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std:
     }
   });
   BigCopy floor(0, gpu, bytes);
-  std::vector<double> pull_us;
+  std::vector<double> pull_us;   // one after the other
+  std::vector<double> pause_us;  // after a pause
   std::vector<double> copy_us;
   for (int round = -2; round < rounds; ++round) {
+    std::deque<ClaimedLoad> loads;
+    for (uint32_t i = 0; i < 1 + kInARow; ++i) loads.emplace_back(reader, owner, blocks);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // all are claimed
     const double copy = floor.Us();
-    const double pull = PullOnce(reader, owner, blocks).us;
-    if (round < 0) continue;
-    copy_us.push_back(copy);
-    pull_us.push_back(pull);
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    const double pause = loads[0].Pull().us;
+    if (round >= 0) copy_us.push_back(copy);
+    if (round >= 0) pause_us.push_back(pause);
+    for (uint32_t i = 1; i <= kInARow; ++i) {
+      const double pull = loads[i].Pull().us;
+      if (round >= 0) pull_us.push_back(pull);
+    }
   }
   const Spread pull(pull_us);
+  const Spread after_pause(pause_us);
   const Spread copy(copy_us);
   const auto rate = [&](double us) { return static_cast<double>(bytes) / us / 1e3; };
   std::printf(
-      "%-18s to cuda:%d %3u SMs %8.2f MB | pull us %9.1f (%.1f, %.1f) %6.1f GB/s | copy us "
-      "%9.1f (%.1f, %.1f) %6.1f GB/s | ratio %.3f\n",
-      c.name, gpu, max_sms, static_cast<double>(bytes) / 1e6, pull.median, pull.min, pull.max,
-      rate(pull.median), copy.median, copy.min, copy.max, rate(copy.median),
-      copy.median / pull.median);
+      "%-18s to cuda:%d %3u SMs %8.2f MB | copy us %8.1f %6.1f GB/s | pull us %8.1f (%.1f, %.1f) "
+      "%6.1f GB/s, ratio %.3f | after a pause %8.1f (%.1f, %.1f), ratio %.3f\n",
+      c.name, gpu, max_sms, static_cast<double>(bytes) / 1e6, copy.median, rate(copy.median),
+      pull.median, pull.min, pull.max, rate(pull.median), copy.median / pull.median,
+      after_pause.median, after_pause.min, after_pause.max, copy.median / after_pause.median);
   std::fflush(stdout);
-  return {{"case", c.name},         {"layers", c.layers},
-          {"tokens", c.tokens},     {"owner_tp", c.owner_tp},
-          {"reader_gpu", gpu},      {"max_sms", max_sms},
-          {"bytes", bytes},         {"pull_us", pull.json()},
-          {"copy_us", copy.json()}, {"ratio_of_medians", copy.median / pull.median}};
+  return {{"case", c.name},
+          {"layers", c.layers},
+          {"tokens", c.tokens},
+          {"owner_tp", c.owner_tp},
+          {"reader_gpu", gpu},
+          {"max_sms", max_sms},
+          {"bytes", bytes},
+          {"copy_us", copy.json()},
+          {"pull_us", pull.json()},
+          {"pull_after_pause_us", after_pause.json()},
+          {"ratio_of_medians", copy.median / pull.median}};
 }
 
 // The case in two new processes: this one never touches a GPU. Its JSON.
