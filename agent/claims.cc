@@ -13,7 +13,7 @@ constexpr size_t kMaxBatch = 1024;
 constexpr int kMaxReleaseRounds = 8;  // then the owner's TTL and cap do it
 constexpr RetryPolicy kOnce{.tries = 1, .per_try = Millis(2000), .pause = Millis(20)};
 
-std::string Name(const OwnerKey& key) { return "prefill " + key.front; }
+std::string Name(const Env& env, const OwnerKey& key) { return env.owner_role + " " + key.front; }
 
 }  // namespace
 
@@ -44,8 +44,9 @@ void Claims::Beat(const OwnerKey& key) {
   for (const auto& [lease, claim] : owner.claims) heartbeat.leases.push_back(lease);
   const Duration period = owner.ttl / 3;
   owner.beat = std::make_unique<RetryingCall>(
-      env_.rpc, env_.clock, Name(key), key.front, proto::Type::kHeartbeat, proto::Encode(heartbeat),
-      RetryPolicy{.tries = 1, .per_try = period, .pause = Millis(1)}, env_.clock.Now() + period,
+      env_.rpc, env_.clock, Name(env_, key), key.front, proto::Type::kHeartbeat,
+      proto::Encode(heartbeat), RetryPolicy{.tries = 1, .per_try = period, .pause = Millis(1)},
+      env_.clock.Now() + period,
       [this, key](const Result<std::string>& reply) { OnBeat(key, reply); });
 }
 
@@ -58,7 +59,7 @@ void Claims::OnBeat(const OwnerKey& key, const Result<std::string>& reply) {
     if (beat.has_value() && beat->incarnation != key.incarnation) {
       for (auto& [lease, claim] : owner.claims) {
         lost.emplace_back(std::move(claim.lost),
-                          Status(Code::kLeaseEnded, Name(key) + " restarted"));
+                          Status(Code::kLeaseEnded, Name(env_, key) + " restarted"));
       }
       owner.claims.clear();
     } else if (beat.has_value()) {
@@ -66,7 +67,7 @@ void Claims::OnBeat(const OwnerKey& key, const Result<std::string>& reply) {
         const auto it = owner.claims.find(lease);
         if (it == owner.claims.end()) continue;
         lost.emplace_back(std::move(it->second.lost),
-                          Status(Code::kLeaseEnded, Name(key) + " says that lease " +
+                          Status(Code::kLeaseEnded, Name(env_, key) + " says that lease " +
                                                         lease.ToHex().substr(0, 8) + " ended"));
         owner.claims.erase(it);
       }
@@ -106,8 +107,9 @@ void Claims::Flush(const OwnerKey& key) {
                                .reader_incarnation = reader_.incarnation,
                                .leases = owner.in_flight};
   owner.release = std::make_unique<RetryingCall>(
-      env_.rpc, env_.clock, Name(key), key.front, proto::Type::kRelease, proto::Encode(release),
-      kOnce, env_.clock.Now() + kOnce.per_try, [this, key](const Result<std::string>& reply) {
+      env_.rpc, env_.clock, Name(env_, key), key.front, proto::Type::kRelease,
+      proto::Encode(release), kOnce, env_.clock.Now() + kOnce.per_try,
+      [this, key](const Result<std::string>& reply) {
         Owner& done = owners_.at(key);
         done.release.reset();
         Duration pause = kBatch;

@@ -90,7 +90,8 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                                    .spin = options_.spin,
                                    .chunk_bytes = options_.chunk_bytes,
                                    .throttle = throttle_,
-                                   .record_slots = options_.record_slots};
+                                   .record_slots = options_.record_slots,
+                                   .owner_role = options_.owner_role};
     auto agent = RankAgent::Create(options, caches[rank], counters_);
     if (!agent.has_value()) return agent.error();
     endpoints.push_back(AdvertisedAs(rank, (*agent)->endpoint()));
@@ -115,7 +116,8 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
                     .ranks = *links_,
                     .model = options_.model,
                     .only_rank = ranks_.size() == 1 ? &ranks_.front()->reader() : nullptr});
-  prefix_table_ = std::make_unique<PrefixTable>(*reader_, prefixes, *pool_, options_.block_size);
+  prefix_table_ = std::make_unique<PrefixTable>(*reader_, prefixes, *pool_, options_.block_size,
+                                                options_.make_room);
   prefills_ = std::make_unique<PrefillPool>(env().clock, options_.prefill);
   rpc().Handle(proto::Type::kPing, [this](std::string_view, const ResponderPtr& responder) {
     responder->Reply(proto::Encode(proto::PingReply{.engine = options_.engine,

@@ -41,8 +41,12 @@ struct EngineAgentOptions {
   uint32_t record_slots = 4096;
   Duration lease_ttl = Millis(30'000);
   Duration lease_cap = Millis(600'000);
-  std::vector<std::string> prefill;  // endpoints that a decode engine may ask
+  std::string owner_role = "prefill";  // as in Env
+  std::vector<std::string> prefill;    // endpoints that a decode engine may ask
   FetchOptions fetch;
+  // Gives some of the pool's blocks back that only a cache of the engine's holds; false when there
+  // are none. Asked when blocks run short, on the leader's control thread. May be null.
+  std::function<bool()> make_room;
 };
 
 struct EngineSnapshot {

@@ -79,6 +79,12 @@ void EnginePull::OnClaimed(const Result<std::string>& reply) {
   if (ready_) AskRanks();
 }
 
+void EnginePull::SetDestination(HeldTables blocks, uint32_t held_tokens) {
+  if (finished_) return;
+  request_.blocks = std::move(blocks);
+  request_.held_tokens = held_tokens;
+}
+
 void EnginePull::SetReady() {
   if (std::exchange(ready_, true) || finished_ || !claimed_) return;
   AskRanks();
@@ -102,7 +108,7 @@ proto::Pull EnginePull::MakePull() const {
       .lease = part.lease,
       .hash = part.hash,
       .claim = claim_,
-      .tokens = {part.first_token, part.first_token + part.tokens},
+      .tokens = {std::max(part.first_token, request_.held_tokens), part.first_token + part.tokens},
       .own_tables = request_.blocks.tables(),
       .priority = request_.priority,
       .timeout_ms = static_cast<uint32_t>(std::max<double>(1, ToMillis(request_.deadline - now)))};
@@ -143,6 +149,7 @@ void EnginePull::OnPulled(size_t rank, const Result<proto::PullReply>& pulled) {
   stats_.scales[rank] = pulled->scales;
   stats_.handshake_ms = std::max(stats_.handshake_ms, pulled->handshake_ms);
   stats_.pull_ms = std::max(stats_.pull_ms, pulled->copy_ms);
+  stats_.cast = stats_.cast || pulled->cast;
   if (stats_.path.find(pulled->path) == std::string::npos) {
     stats_.path += (stats_.path.empty() ? "" : "+") + pulled->path;
   }

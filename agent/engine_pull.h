@@ -39,15 +39,17 @@ struct PullStats {
   uint64_t bytes = 0;       // over all ranks
   double handshake_ms = 0;  // slowest rank
   double pull_ms = 0;       // slowest rank
-  std::vector<KvScales>
-      scales;  // by rank: what came with the request; none where a rank's own hold
+  bool cast = false;        // on some rank
+  // By rank: what came with the request; none where a rank's own hold.
+  std::vector<KvScales> scales;
 };
 
 struct EnginePullRequest {
   OwnerKey owner;
   EngineId owner_engine;
   proto::TicketPart part;
-  HeldTables blocks;  // ours; held until drained
+  HeldTables blocks;  // ours; held until drained. Empty: SetDestination comes before SetReady
+  uint32_t held_tokens = 0;  // the KV of the positions before is here: only the others' is pulled
   Priority priority = Priority::kDecode;
   TimePoint deadline;
 };
@@ -65,7 +67,9 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
 
   // Claims at once.
   void Start();
-  // The owner's KV is complete: bytes may move.
+  // Once, for a pull that was made without.
+  void SetDestination(HeldTables blocks, uint32_t held_tokens);
+  // The owner's KV is complete, or will be while it is read: bytes may move.
   void SetReady();
   void Cancel(const Status& why);
 
@@ -88,7 +92,7 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
   void Fail(const Status& status);
   void SendDrop(size_t rank);
   void DrainIfDropped();
-  std::string Who() const { return "prefill " + request_.owner.front; }
+  std::string Who() const { return context_.env.owner_role + " " + request_.owner.front; }
 
   ReaderContext& context_;
   EnginePullRequest request_;

@@ -17,7 +17,8 @@ struct Env {
   Clock& clock;
   Rpc& rpc;
   Counters& counters;
-  std::function<uint64_t()> random;  // uniform 64 bits
+  std::function<uint64_t()> random;    // uniform 64 bits
+  std::string owner_role = "prefill";  // in messages: of the engines whose KV is read
 
   LeaseId RandomLeaseId() const;
 };

@@ -74,6 +74,7 @@ void Fetch::Try() {
                                .token_ids = request_.token_ids,
                                .prefix_tokens = request_.prefix_tokens,
                                .model = context_.model,
+                               .reuse = request_.reuse,
                                .timeout_ms = left};
   call_ = env.rpc.Call(endpoint_, proto::Type::kPrefill, proto::Encode(prefill), request_.deadline,
                        [weak = weak_from_this()](const Result<std::string>& body, bool more) {
@@ -136,6 +137,7 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
         context_, prefixes_,
         LoadRequest{.ticket = reply->ticket,
                     .blocks = request_.blocks(),
+                    .held_tokens = request_.held_tokens,
                     .priority = request_.priority,
                     .deadline = request_.deadline},
         Load::Events{.finished =
@@ -158,6 +160,10 @@ void Fetch::OnComputed(const proto::PrefillReply& reply) {
   computed_at_ = env.clock.Now();
   result_.queue_ms = reply.queue_ms;
   result_.compute_ms = reply.compute_ms;
+  result_.computed_tokens = reply.computed_tokens;
+  result_.reused_tokens = reply.reused_tokens;
+  result_.reuse_bytes = reply.reuse_bytes;
+  result_.reuse_ms = reply.reuse_ms;
   if (loaded_) return EndIfComplete();
   timer_ = env.clock.CallAfter(options_.load_timeout, [weak = weak_from_this()] {
     const auto self = weak.lock();

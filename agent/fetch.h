@@ -17,10 +17,13 @@ struct FetchRequest {
   std::string request_id;
   std::vector<uint32_t> system_ids;
   std::vector<uint32_t> token_ids;
-  ContentHash prompt_hash;             // what the ticket must say
-  ContentHash prefix_hash;             // zero when nothing is shared
-  uint32_t prefix_tokens = 0;          // whole blocks of ours
-  std::function<HeldTables()> blocks;  // another share of the destination blocks, for each try
+  ContentHash prompt_hash;     // what the ticket must say
+  ContentHash prefix_hash;     // zero when nothing is shared
+  uint32_t prefix_tokens = 0;  // whole blocks of ours
+  // Another share of the destination blocks, for each try: of positions from held_tokens on.
+  std::function<HeldTables()> blocks;
+  uint32_t held_tokens = 0;           // the KV of the positions before is here, or the prefix's
+  std::vector<proto::Reuse> reuse{};  // what the worker may take from us; at most one
   Priority priority = Priority::kDecode;
   TimePoint deadline;
 };
@@ -31,6 +34,10 @@ struct FetchResult {
   uint32_t retries = 0;
   double queue_ms = 0;  // in the prefill worker
   double compute_ms = 0;
+  uint32_t computed_tokens = 0;  // in compute_ms
+  uint32_t reused_tokens = 0;    // that it took from us: bytes, and how long that took
+  uint64_t reuse_bytes = 0;
+  double reuse_ms = 0;
   double wait_ms = 0;  // from the finished prefill to the KV here
 };
 

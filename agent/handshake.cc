@@ -99,7 +99,7 @@ void PeerTable::Start(const std::string& endpoint, uint32_t rank) {
   auto peer = std::make_shared<Peer>();
   peer->endpoint = endpoint;
   peer->rank = rank;
-  peer->who = "prefill " + endpoint + " rank " + std::to_string(rank);
+  peer->who = env_.owner_role + " " + endpoint + " rank " + std::to_string(rank);
   peer->asked = env_.clock.Now();
   peer->deadline = peer->asked + kHandshakeTimeout;
   peers_[endpoint] = peer;

@@ -20,6 +20,7 @@ void Load::Start() {
                         .owner_engine = ticket.owner,
                         .part = ticket.prompt,
                         .blocks = std::move(request_.blocks),
+                        .held_tokens = request_.held_tokens,
                         .priority = request_.priority,
                         .deadline = request_.deadline},
       EnginePull::Events{.finished =
@@ -37,6 +38,10 @@ void Load::Start() {
                                self->ReportDrained();
                              }});
   own_->Start();
+}
+
+void Load::SetDestination(HeldTables blocks, uint32_t held_tokens) {
+  if (!finished_) own_->SetDestination(std::move(blocks), held_tokens);
 }
 
 void Load::SetReady() {
@@ -61,6 +66,7 @@ void Load::OnOwn(const Result<PullStats>& stats) {
   if (finished_) return;
   if (!stats.has_value()) return Fail(stats.error());
   result_.own = *stats;
+  result_.cast = result_.cast || stats->cast;
   FinishIfComplete();
 }
 
@@ -71,6 +77,7 @@ void Load::OnPrefix(const Result<PrefixGrant>& grant) {
   result_.prefix = grant->prefix;
   result_.prefix_hit = !grant->pulled;
   result_.prefix_bytes = grant->stats.bytes;
+  result_.cast = result_.cast || grant->prefix->cast;
   FinishIfComplete();
 }
 

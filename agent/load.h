@@ -12,7 +12,9 @@ namespace kvrelay::agent {
 
 struct LoadRequest {
   proto::Ticket ticket;
-  HeldTables blocks;  // for the ticket's own part; held until drained
+  HeldTables blocks;  // for the ticket's own part; held until drained. Empty: SetDestination comes
+                      // before SetReady
+  uint32_t held_tokens = 0;  // of the own part: the KV of the positions before is here already
   // Of the ticket's own part: a prefix, which others may wait for, is always pulled as if users
   // did.
   Priority priority = Priority::kDecode;
@@ -24,6 +26,7 @@ struct LoadResult {
   bool prefix_hit = false;    // present, or brought by another request
   uint64_t prefix_bytes = 0;  // moved for it by this request
   PullStats own;              // of the request's own tokens
+  bool cast = false;  // some of all that is not the numbers of the owner, but converted ones
 };
 
 // Control thread of the leader. From Start until drained its context keeps it.
@@ -36,8 +39,11 @@ class Load : public std::enable_shared_from_this<Load> {
 
   Load(ReaderContext& context, PrefixTable& prefixes, LoadRequest request, Events events);
 
-  void Start();     // claims
-  void SetReady();  // the prefill worker says that all KV is complete
+  void Start();  // claims, and keeps the claims from now on
+  // Once, for a load that was started without blocks. They are the load's until drained, or go back
+  // at once when it is over.
+  void SetDestination(HeldTables blocks, uint32_t held_tokens);
+  void SetReady();  // bytes may move
   void Cancel(const Status& why);
 
  private:

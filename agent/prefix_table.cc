@@ -6,8 +6,12 @@
 namespace kvrelay::agent {
 
 PrefixTable::PrefixTable(ReaderContext& context, SystemPrefixStore& store, BlockPool& pool,
-                         uint32_t block_size)
-    : context_(context), store_(store), pool_(pool), block_size_(block_size) {}
+                         uint32_t block_size, std::function<bool()> make_room)
+    : context_(context),
+      store_(store),
+      pool_(pool),
+      block_size_(block_size),
+      make_room_(std::move(make_room)) {}
 
 PrefixTable::~PrefixTable() {
   for (auto& [id, waiting] : requests_) context_.env.clock.Cancel(waiting.timer);
@@ -49,7 +53,8 @@ void PrefixTable::Arrive(RequestId id) {
 Result<BlockTable> PrefixTable::TakeBlocks(uint32_t tokens) {
   const uint32_t blocks = (tokens + block_size_ - 1) / block_size_;
   auto table = pool_.Allocate(blocks);
-  while (!table.has_value() && table.error().code() == Code::kOverloaded && store_.EvictOne()) {
+  while (!table.has_value() && table.error().code() == Code::kOverloaded &&
+         ((make_room_ && make_room_()) || store_.EvictOne())) {
     table = pool_.Allocate(blocks);
   }
   return table;
@@ -91,7 +96,8 @@ void PrefixTable::OnPulled(const ContentHash& hash, BlockTable blocks,
     return;
   }
   const uint32_t tokens = static_cast<uint32_t>(blocks.size()) * block_size_;
-  const PrefixRef prefix = store_.Insert(hash, tokens, std::move(blocks), stats->scales);
+  const PrefixRef prefix =
+      store_.Insert(hash, tokens, std::move(blocks), stats->scales, stats->cast);
   const auto waiters = std::exchange(entry.waiters, {});
   if (puller != 0) {
     Answer(puller, PrefixGrant{.prefix = prefix, .pulled = true, .stats = *stats}, false);

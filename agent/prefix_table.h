@@ -37,9 +37,10 @@ class PrefixTable {
     TimePoint deadline;
   };
 
-  // `store` and `pool`, of blocks of `block_size` tokens, outlive it.
+  // `store` and `pool`, of blocks of `block_size` tokens, outlive it. `make_room`: as in
+  // EngineAgentOptions.
   PrefixTable(ReaderContext& context, SystemPrefixStore& store, BlockPool& pool,
-              uint32_t block_size);
+              uint32_t block_size, std::function<bool()> make_room = nullptr);
   ~PrefixTable();
 
   // `done` exactly once, never inside the call, unless cancelled before. The request's lease is
@@ -74,6 +75,7 @@ class PrefixTable {
   SystemPrefixStore& store_;
   BlockPool& pool_;
   const uint32_t block_size_;
+  const std::function<bool()> make_room_;
   RequestId next_id_ = 1;
   std::unordered_map<RequestId, Waiting> requests_;
   std::unordered_map<ContentHash, Entry> entries_;

@@ -43,7 +43,7 @@ void PullSession::Start() {
   const auto sources = AssignSources(identity_.shard, owners);
   if (!sources.has_value()) {
     env_.clock.CallAfter({}, [self = shared_from_this(), status = sources.error()] {
-      self->Cancel(status.Wrap("prefill " + self->pull_.peer_front));
+      self->Cancel(status.Wrap(self->env_.owner_role + " " + self->pull_.peer_front));
     });
     return;
   }
@@ -76,8 +76,8 @@ void PullSession::OnPeer(const PullSource& source,
   DrainIfIdle();
 }
 
-std::string PullSession::Context(const proto::ClaimRank& rank) {
-  return "prefill " + rank.endpoint + " rank " + std::to_string(rank.rank);
+std::string PullSession::Context(const proto::ClaimRank& rank) const {
+  return env_.owner_role + " " + rank.endpoint + " rank " + std::to_string(rank.rank);
 }
 
 OwnedSide PullSession::OwnerSide(const ReadyPeer& peer, const proto::ClaimRank& rank) const {
@@ -94,6 +94,7 @@ Status PullSession::StartSource(const PullSource& source, const ReadyPeer& peer)
                            PlanSource(pull_, identity_, source, peer, scales_));
   KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(peer, plan.whole));
   path_ = path.transport->name();
+  cast_ = cast_ || plan.whole.casts();
   return path.transport->style() == transport::Style::kOneSided
              ? StartOneSided(source, peer, path, plan)
              : StartPacked(source, peer, path, plan.want);
@@ -265,7 +266,8 @@ void PullSession::FinishIfDone() {
                          .bytes = 0,
                          .handshake_ms = handshake_ms_,
                          .copy_ms = 0,
-                         .scales = scales_.scales()};
+                         .scales = scales_.scales(),
+                         .cast = cast_};
   for (const Part& part : parts_) reply.bytes += part.bytes;
   reply.copy_ms = ToMillis(env_.clock.Now() - started_) - handshake_ms_;
   env_.counters.Add("kvrelay_pulls_total{path=\"" + path_ + "\",outcome=\"ok\"}");

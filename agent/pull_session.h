@@ -81,7 +81,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   transport::Terms terms() const { return TermsOf(pull_.lease, pull_.priority, deadline_); }
   OwnedSide OwnerSide(const ReadyPeer& peer, const proto::ClaimRank& rank) const;
   OwnedSide ReaderSide() const;
-  static std::string Context(const proto::ClaimRank& rank);
+  std::string Context(const proto::ClaimRank& rank) const;
 
   Env& env_;
   PeerTable& peers_;
@@ -99,6 +99,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   size_t ops_in_flight_ = 0;
   double handshake_ms_ = 0;
   std::string path_;
+  bool cast_ = false;
   bool finished_ = false;
   bool failed_ = false;
   bool drained_ = false;

@@ -63,7 +63,8 @@ Status RankAgent::Open(const RankAgentOptions& options, const RankCache& cache) 
   std::vector<transport::Transport*> transports;
   for (const auto& transport : transports_) transports.push_back(transport.get());
 
-  env_ = std::make_unique<Env>(Env{loop_, *rpc_, counters_, [] { return Random64(); }});
+  env_ = std::make_unique<Env>(
+      Env{loop_, *rpc_, counters_, [] { return Random64(); }, options.owner_role});
   link_ = std::make_unique<LeaderLink>(*env_, options.incarnation);
   owner_ =
       std::make_unique<OwnerRank>(*env_, *link_, identity, memory, transports, RandomFirstEpoch());

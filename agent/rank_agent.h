@@ -46,6 +46,7 @@ struct RankAgentOptions {
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
   std::shared_ptr<transport::Throttle> throttle;  // as in transport::Options
   uint32_t record_slots = 4096;
+  std::string owner_role = "prefill";  // as in Env
 };
 
 // What `inspect` shows of a rank.

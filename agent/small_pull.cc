@@ -41,6 +41,7 @@ std::optional<proto::PullReply> SmallPull::Run(Counters& counters) const {
     }
     reply.path = path.transport->name();
     reply.bytes += plan.whole.src_bytes();
+    reply.cast = reply.cast || plan.whole.casts();
   }
   reply.copy_ms = ToMillis(std::chrono::steady_clock::now() - started);
   counters.Add("kvrelay_pulls_total{path=\"" + reply.path + "\",outcome=\"ok\"}");

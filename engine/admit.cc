@@ -1,5 +1,7 @@
 // Who may start: blocks and places for waiting requests.
+#include <algorithm>
 #include <map>
+#include <span>
 #include <utility>
 
 #include "engine/scheduler.h"
@@ -31,11 +33,13 @@ uint32_t Scheduler::PrefixBlocksToCome(const Sequence& next) const {
   return blocks;
 }
 
-// Takes `count` blocks and leaves `spare` free ones. Cached prefixes that nobody uses make room
-// when the free blocks do not do, unless even they would not.
+// Takes `count` blocks and leaves `spare` free ones. When the free blocks do not do, kept
+// conversations make room, and then cached prefixes that nobody uses, unless even they would not.
 Result<BlockTable> Scheduler::Allocate(uint32_t count, uint32_t spare) {
   BlockPool& pool = *runner_.pool();
   const uint64_t need = uint64_t{count} + spare;
+  while (pool.free_blocks() < need && conversations_.EvictOne()) {
+  }
   if (pool.free_blocks() < need) {
     uint64_t within_reach = pool.free_blocks();
     for (const SystemPrefixStore::Info& info : prefixes_.List()) {
@@ -48,20 +52,47 @@ Result<BlockTable> Scheduler::Allocate(uint32_t count, uint32_t spare) {
   return pool.Allocate(count);
 }
 
+// An earlier turn of a request's conversation, if it has a whole block behind the shared prefix.
+ConversationStore::Match Scheduler::FindKept(const Sequence& sequence) {
+  if (sequence.request.kind != RequestKind::kDecode) return {};
+  const auto before_last = std::span(sequence.tokens).first(sequence.prompt_tokens - 1);
+  ConversationStore::Match match = conversations_.Find(before_last, options_.now());
+  if (match.tokens / runner_.block_size() <= sequence.shared_tokens / runner_.block_size()) {
+    return {};
+  }
+  return match;
+}
+
 bool Scheduler::TryAdmit(Sequence& sequence) {
-  const bool computes_prefix =
+  const uint32_t block_size = runner_.block_size();
+  bool computes_prefix =
       sequence.shared_tokens > 0 && sequence.request.kind != RequestKind::kDecode;
   std::shared_ptr<PendingPrefix> pending;
   if (computes_prefix && !sequence.prefix) {
     // Kept while the request waits: looking again would count as another hit.
     sequence.prefix = prefixes_.Find(sequence.prefix_hash);
     if (!sequence.prefix) pending = FindPending(sequence.prefix_hash);
+    if (!sequence.prefix && !pending && sequence.request.reuse_tokens > 0) {
+      sequence.shared_tokens = 0;
+      sequence.outcome.prefix_tokens = 0;
+      computes_prefix = false;
+    }
   }
+  ConversationStore::Match kept = FindKept(sequence);
+  const uint32_t shared_blocks = sequence.shared_tokens / block_size;
+  const uint32_t kept_blocks = kept.conversation ? kept.tokens / block_size - shared_blocks : 0;
   Result<BlockTable> blocks =
-      Allocate(OwnBlocks(sequence.request, runner_.block_size()), PrefixBlocksToCome(sequence));
+      Allocate(OwnBlocks(sequence.request, sequence.shared_tokens, block_size) - kept_blocks,
+               PrefixBlocksToCome(sequence));
   if (!blocks) return false;
+  if (kept_blocks > 0) {
+    BlockTable own = kept.conversation->Share(shared_blocks, kept_blocks);
+    own.Append(std::move(blocks).value());
+    blocks = std::move(own);
+  }
+  sequence.kept = std::move(kept);
   if (computes_prefix && !sequence.prefix && !pending) {
-    Result<BlockTable> prefix_blocks = Allocate(sequence.shared_tokens / runner_.block_size(), 0);
+    Result<BlockTable> prefix_blocks = Allocate(shared_blocks, 0);
     if (!prefix_blocks) return false;
     const auto first = sequence.tokens.begin();
     pending = std::make_shared<PendingPrefix>();
@@ -76,6 +107,21 @@ bool Scheduler::TryAdmit(Sequence& sequence) {
   return true;
 }
 
+Admission Scheduler::AdmissionOf(Sequence& sequence) const {
+  Admission admission;
+  admission.prefix_hash = sequence.prefix_hash;
+  admission.prefix_tokens = sequence.shared_tokens;
+  admission.prefix_cached = sequence.prefix != nullptr;
+  if (sequence.prefix) admission.prefix_blocks = sequence.prefix->blocks.Share();
+  if (sequence.pending) admission.prefix_blocks = sequence.pending->blocks.Share();
+  admission.blocks = sequence.blocks.Share();
+  const uint32_t block_size = runner_.block_size();
+  admission.held_tokens =
+      std::max(sequence.shared_tokens, sequence.kept.tokens / block_size * block_size);
+  admission.kept = std::move(sequence.kept);
+  return admission;
+}
+
 void Scheduler::Admit() {
   while (!queue_.empty() && active_.size() < options_.max_batch) {
     Sequence& sequence = *queue_.front();
@@ -88,14 +134,7 @@ void Scheduler::Admit() {
       sequence.outcome.begun = sequence.outcome.admitted;
       continue;
     }
-    Admission admission;
-    admission.prefix_hash = sequence.prefix_hash;
-    admission.prefix_tokens = sequence.shared_tokens;
-    admission.prefix_cached = sequence.prefix != nullptr;
-    if (sequence.prefix) admission.prefix_blocks = sequence.prefix->blocks.Share();
-    if (sequence.pending) admission.prefix_blocks = sequence.pending->blocks.Share();
-    admission.blocks = sequence.blocks.Share();
-    sequence.request.on_admitted(sequence.number, std::move(admission));
+    sequence.request.on_admitted(sequence.number, AdmissionOf(sequence));
   }
 }
 

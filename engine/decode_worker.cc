@@ -17,6 +17,12 @@ std::string MakeRequestId() { return RandomId<LeaseId>().ToHex().substr(0, 16); 
 
 }  // namespace
 
+std::vector<uint32_t> DecodeWorker::Active::Prompt() const {
+  std::vector<uint32_t> prompt = system_ids;
+  prompt.insert(prompt.end(), token_ids.begin(), token_ids.end());
+  return prompt;
+}
+
 DecodeWorker::DecodeWorker(Engine& engine, agent::EngineAgent& agent)
     : engine_(engine), agent_(agent) {
   agent_.rpc().Handle(proto::Type::kGenerate,
@@ -104,17 +110,28 @@ Status DecodeWorker::Submit(const ActivePtr& active, proto::Generate generate) {
 void DecodeWorker::OnAdmitted(const ActivePtr& active,
                               const std::shared_ptr<Admission>& admission) {
   if (active->over) return;
-  std::vector<uint32_t> prompt = active->system_ids;
-  prompt.insert(prompt.end(), active->token_ids.begin(), active->token_ids.end());
+  if (!admission->kept.conversation) return StartFetch(active, admission, {});
+  agent_.counters().Add("kvrelay_conversation_hits_total");
+  OfferKept(active, admission);
+}
+
+void DecodeWorker::StartFetch(const ActivePtr& active, const std::shared_ptr<Admission>& admission,
+                              std::vector<proto::Reuse> reuse) {
   agent::FetchRequest request{
       .request_id = active->request_id,
-      .system_ids = std::move(active->system_ids),
-      .token_ids = std::move(active->token_ids),
-      .prompt_hash = PromptHash(engine_.fingerprint(), prompt),
+      .system_ids = active->system_ids,
+      .token_ids = active->token_ids,
+      .prompt_hash = PromptHash(engine_.fingerprint(), active->Prompt()),
       .prefix_hash = admission->prefix_tokens > 0 ? admission->prefix_hash : ContentHash{},
       .prefix_tokens = admission->prefix_tokens,
       .blocks =
-          [admission] { return HeldTables(admission->blocks.Share(), admission->prefix_tokens); },
+          [admission, block_size = engine_.runner().block_size()] {
+            const uint32_t held = (admission->held_tokens - admission->prefix_tokens) / block_size;
+            return HeldTables(admission->blocks.Share(held, admission->blocks.size() - held),
+                              admission->held_tokens);
+          },
+      .held_tokens = admission->held_tokens,
+      .reuse = std::move(reuse),
       .priority = active->priority,
       .deadline = active->deadline};
   active->fetch = agent_.StartFetch(
@@ -122,8 +139,17 @@ void DecodeWorker::OnAdmitted(const ActivePtr& active,
       [this, active](const Result<agent::FetchResult>& result) { OnFetched(active, result); });
 }
 
+// What the reused tokens would have taken at the pace of this conversation's prompts until now,
+// less what moving them took.
+double DecodeWorker::SavedMs(const Active& active, const agent::FetchResult& result) {
+  if (result.reused_tokens == 0 || active.computed_tokens == 0) return 0;
+  const double per_token = active.compute_ms / static_cast<double>(active.computed_tokens);
+  return result.reused_tokens * per_token - result.reuse_ms;
+}
+
 void DecodeWorker::OnFetched(const ActivePtr& active, const Result<agent::FetchResult>& result) {
   if (active->over) return;
+  WithdrawKept(active);
   if (!result.has_value()) return End(active, result.error());
   const agent::LoadResult& load = result->load;
   active->transfer = {.path = load.own.path,
@@ -132,11 +158,20 @@ void DecodeWorker::OnFetched(const ActivePtr& active, const Result<agent::FetchR
                       .bytes_pulled = load.own.bytes,
                       .prefix_bytes_pulled = load.prefix_bytes,
                       .prefix_hit = load.prefix_hit,
+                      .computed_tokens = result->computed_tokens,
+                      .reused_tokens = result->reused_tokens,
+                      .reuse_bytes = result->reuse_bytes,
                       .prefill_ms = result->queue_ms + result->compute_ms,
+                      .reuse_ms = result->reuse_ms,
+                      .saved_ms = SavedMs(*active, *result),
                       .handshake_ms = load.own.handshake_ms,
                       .pull_ms = std::min(load.own.pull_ms, result->wait_ms)};
   CountTransfer(active->transfer);
-  engine_.Begin(active->number, {.prefix = load.prefix, .progress = {}});
+  engine_.Begin(active->number,
+                {.prefix = load.prefix,
+                 .keep = engine_.options().conversation_blocks > 0 && !load.cast,
+                 .compute_ms = active->compute_ms + result->compute_ms,
+                 .computed_tokens = active->computed_tokens + result->computed_tokens});
 }
 
 void DecodeWorker::CountTransfer(const TransferSummary& transfer) {
@@ -184,15 +219,17 @@ void DecodeWorker::OnDone(const ActivePtr& active, const Outcome& outcome) {
   LOG(INFO) << "request " << active->request_id << ": " << outcome.prompt_tokens << " + "
             << active->generated << " tokens, " << transfer.path << " from " << transfer.prefill
             << ", " << transfer.bytes_pulled << " + " << transfer.prefix_bytes_pulled
-            << " prefix bytes, prefill " << transfer.prefill_ms << " ms, handshake "
-            << transfer.handshake_ms << " ms, pull " << transfer.pull_ms << " ms, first token "
-            << ttft << " ms, " << FinishReasonName(outcome.reason);
+            << " prefix bytes, " << transfer.reused_tokens << " tokens reused, prefill "
+            << transfer.prefill_ms << " ms, handshake " << transfer.handshake_ms << " ms, pull "
+            << transfer.pull_ms << " ms, first token " << ttft << " ms, "
+            << FinishReasonName(outcome.reason);
 }
 
 void DecodeWorker::End(const ActivePtr& active, const Status& status) {
   if (active->over) return;
   active->over = true;
   if (const auto fetch = active->fetch.lock()) fetch->Cancel(status);
+  WithdrawKept(active);
   engine_.End(active->number, status);
   active->responder->Fail(status);
   requests_.erase(active->number);

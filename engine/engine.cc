@@ -58,6 +58,8 @@ Engine::Engine(EngineOptions options, ContentHash fingerprint, Tokenizer tokeniz
       tokenizer_(std::move(tokenizer)),
       runner_(std::move(runner)),
       prefixes_(std::make_unique<SystemPrefixStore>(options_.max_cached_system_prompts)),
+      conversations_(std::make_unique<ConversationStore>(ConversationStore::Limits{
+          .max_blocks = options_.conversation_blocks, .ttl = options_.conversation_ttl})),
       limits_(LimitsFor(*runner_, options_)),
       commands_(kMaxCommands),
       thread_([this] { Loop(); }) {}
@@ -140,7 +142,7 @@ void Engine::Sleep(TimePoint until) const {
 
 void Engine::Loop() {
   ::pthread_setname_np(::pthread_self(), "kvr-engine");
-  Scheduler scheduler(*runner_, *prefixes_,
+  Scheduler scheduler(*runner_, *prefixes_, *conversations_,
                       {.max_batch = options_.max_batch,
                        .prefill_chunk = options_.prefill_chunk,
                        .model = fingerprint_,

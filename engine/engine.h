@@ -16,6 +16,7 @@
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/tokenizer.h"
+#include "kvcache/conversation_store.h"
 #include "kvcache/prefix_store.h"
 
 namespace kvrelay::engine {
@@ -49,6 +50,7 @@ class Engine {
   const ModelRunner& runner() const { return *runner_; }
   const std::shared_ptr<BlockPool>& pool() const { return runner_->pool(); }
   SystemPrefixStore& prefixes() { return *prefixes_; }
+  ConversationStore& conversations() { return *conversations_; }
   // As of the last step.
   SchedulerCounts counts() const;
 
@@ -67,6 +69,7 @@ class Engine {
   const Tokenizer tokenizer_;
   const std::unique_ptr<ModelRunner> runner_;
   const std::unique_ptr<SystemPrefixStore> prefixes_;
+  const std::unique_ptr<ConversationStore> conversations_;
   const RequestLimits limits_;
 
   WakeQueue<Command> commands_;

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "kvcache/layout.h"
 
@@ -33,6 +34,9 @@ struct EngineOptions {
   uint32_t prefill_chunk = 256;         // prompt tokens per step, of all requests together
   RelayMode relay = RelayMode::kAuto;   // kOn: also for a single request
   uint32_t max_cached_system_prompts = 100;
+  // What is kept of answered conversations for their next turns, without system prompts; 0: nothing
+  uint32_t conversation_blocks = 0;
+  Duration conversation_ttl = Millis(300'000);  // since its last turn
 
   // kInvalidArgument names the flag and its value.
   Status Validate() const;

@@ -64,6 +64,9 @@ std::vector<Scheduler::Work> Scheduler::PlanStep() {
 void Scheduler::ApplyPrefix(const std::shared_ptr<PendingPrefix>& prefix, uint32_t tokens) {
   prefix->computed += tokens;
   counts_.prompt_tokens += tokens;
+  for (const auto& sequence : active_) {
+    if (sequence->pending == prefix) sequence->outcome.computed_tokens += tokens;
+  }
   const auto all = static_cast<uint32_t>(prefix->tokens.size());
   if (prefix->computed < all) return;
   const PrefixRef ref = prefixes_.Insert(prefix->hash, all, std::move(prefix->blocks));
@@ -71,14 +74,17 @@ void Scheduler::ApplyPrefix(const std::shared_ptr<PendingPrefix>& prefix, uint32
     if (sequence->pending != prefix) continue;
     sequence->prefix = ref;
     sequence->pending = nullptr;
-    sequence->computed = all;
+    sequence->computed = std::max(sequence->computed, all);
   }
 }
 
 void Scheduler::ApplyTokens(Sequence& sequence, uint32_t tokens, const ItemResult& result) {
   const bool prompt = sequence.computed < sequence.prompt_tokens;
   sequence.computed += tokens;
-  if (prompt) counts_.prompt_tokens += tokens;
+  if (prompt) {
+    counts_.prompt_tokens += tokens;
+    sequence.outcome.computed_tokens += tokens;
+  }
   sequence.outcome.relay = sequence.outcome.relay || result.relay;
   if (result.relay || !sequence.outcome.relay) sequence.outcome.relay_why = result.why;
   if (prompt && sequence.computed >= sequence.prompt_tokens) {

@@ -11,8 +11,8 @@
 
 namespace kvrelay::engine {
 
-PrefillWorker::PrefillWorker(Engine& engine, agent::EngineAgent& agent)
-    : engine_(engine), agent_(agent) {
+PrefillWorker::PrefillWorker(Engine& engine, agent::EngineAgent& agent, PrefillOptions options)
+    : engine_(engine), agent_(agent), options_(options) {
   agent_.rpc().Handle(proto::Type::kPrefill,
                       [this](std::string_view body, const agent::ResponderPtr& responder) {
                         OnPrefill(body, responder);
@@ -77,6 +77,9 @@ Status PrefillWorker::Submit(const JobPtr& job, proto::Prefill prefill) {
   job->prompt_hash = PromptHash(engine_.fingerprint(), prompt);
   job->prefix_tokens = prefill.prefix_tokens;
   job->prefix_hash = PrefixHash(engine_.fingerprint(), std::span(prompt).first(job->prefix_tokens));
+  request.reuse_tokens = ReusableTokens(*job, prefill.reuse, prompt);
+  const TimePoint deadline = request.deadline;
+  const bool reuses = request.reuse_tokens > 0;
   // From the engine's thread to ours, in order.
   request.on_admitted = [this, job](RequestNumber, Admission admission) {
     agent_.Post([this, job, held = std::make_shared<Admission>(std::move(admission))] {
@@ -89,6 +92,7 @@ Status PrefillWorker::Submit(const JobPtr& job, proto::Prefill prefill) {
   auto number = engine_.Submit(std::move(request));
   if (!number.has_value()) return number.error();
   job->number = *number;
+  if (reuses) ClaimKept(job, prefill.reuse.front(), deadline);
   return Status::Ok();
 }
 
@@ -126,6 +130,7 @@ void PrefillWorker::OnAdmitted(const JobPtr& job, const Admission& admission) {
          .prefix = false,
          .finished = false,
          .scales = {}});
+  TakeKept(job, all, admission.prefix_tokens);
 }
 
 void PrefillWorker::Offer(const JobPtr& job, agent::OfferRequest request) {
@@ -150,15 +155,23 @@ void PrefillWorker::OnOffered(const JobPtr& job, proto::TicketPart part, bool pr
   (prefix ? job->ticket.prefixes.emplace_back() : job->ticket.prompt) = part;
   if (job->offers_left > 0) return;
 
-  engine::Begin begin;
-  begin.progress = ProgressOf(job->leases);
-  if (!begin.progress) {
+  // Before the ticket leaves: a reader that has the prefix gives its lease back at once.
+  job->progress = ProgressOf(job->leases);
+  if (!job->progress) {
     return Fail(job, {Code::kLeaseEnded, "the lease ended before the prefill began"});
   }
-  engine_.Begin(job->number, std::move(begin));
   proto::PrefillReply reply;
   reply.ticket = job->ticket;
   job->responder->Reply(proto::Encode(reply), true);
+  BeginIfReady(job);
+}
+
+void PrefillWorker::BeginIfReady(const JobPtr& job) {
+  if (!job->progress || !job->taking.over) return;
+  engine::Begin begin;
+  begin.reused_tokens = job->taking.until;
+  begin.progress = std::exchange(job->progress, nullptr);
+  engine_.Begin(job->number, std::move(begin));
 }
 
 // Positions count for every lease, whatever part of the prompt it is on. Null when one is not live
@@ -182,19 +195,27 @@ void PrefillWorker::OnDone(const JobPtr& job, const Outcome& outcome) {
   for (const LeaseId& lease : job->leases) agent_.owner().MarkFinished(lease);
   proto::PrefillReply reply;
   reply.finished = true;
-  reply.queue_ms = ToMillis(outcome.begun - outcome.submitted);
+  const Taking& taking = job->taking;
+  reply.queue_ms = ToMillis(outcome.begun - outcome.submitted) - taking.ms;
   reply.compute_ms = ToMillis(outcome.prompt_done - outcome.begun);
   reply.prefix_hit = outcome.prefix_hit;
+  reply.computed_tokens = outcome.computed_tokens;
+  reply.reused_tokens = taking.moved;
+  reply.reuse_bytes = taking.bytes;
+  reply.reuse_ms = taking.ms;
   job->responder->Reply(proto::Encode(reply), false);
   LOG(INFO) << "request " << job->request_id << ": prefilled " << job->tokens << " tokens ("
             << outcome.prefix_tokens << " shared, " << (outcome.prefix_hit ? "here already" : "new")
-            << "), queue " << reply.queue_ms << " ms, compute " << reply.compute_ms << " ms";
+            << "), " << taking.moved << " tokens (" << taking.bytes << " bytes) reused in "
+            << taking.ms << " ms, queue " << reply.queue_ms << " ms, compute " << reply.compute_ms
+            << " ms";
   Close(job, "ok");
 }
 
 void PrefillWorker::Fail(const JobPtr& job, const Status& status) {
   if (job->over) return;
   engine_.End(job->number, status);
+  if (const auto load = job->taking.load.lock()) load->Cancel(status);
   for (const LeaseId& lease : job->leases) agent_.owner().Withdraw(lease, "prefill_failed");
   job->responder->Fail(status);
   LOG(INFO) << "request " << job->request_id << ": " << job->tokens
@@ -204,6 +225,7 @@ void PrefillWorker::Fail(const JobPtr& job, const Status& status) {
 
 void PrefillWorker::Close(const JobPtr& job, const std::string& outcome) {
   job->over = true;
+  job->progress = nullptr;  // its writers hold the leases' records
   agent_.counters().Add("kvrelay_requests_total{role=\"prefill\",outcome=\"" + outcome + "\"}");
   jobs_.erase(job->number);
 }

@@ -37,9 +37,7 @@ uint32_t SharedTokens(uint32_t system_tokens, uint32_t prompt_tokens, uint32_t b
   return std::min(system_tokens, prompt_tokens - 1) / block_size * block_size;
 }
 
-uint32_t OwnBlocks(const Request& request, uint32_t block_size) {
-  const uint32_t shared = SharedTokens(static_cast<uint32_t>(request.system_ids.size()),
-                                       request.prompt_tokens(), block_size);
+uint32_t OwnBlocks(const Request& request, uint32_t shared, uint32_t block_size) {
   const uint32_t answer = request.max_new_tokens == 0 ? 0 : request.max_new_tokens - 1;
   return (request.prompt_tokens() - shared + answer + block_size - 1) / block_size;
 }
@@ -66,7 +64,8 @@ Status CheckRequest(const Request& request, const RequestLimits& limits) {
   KVRELAY_RETURN_IF_ERROR(request.sampling.Validate());
   const uint32_t shared = SharedTokens(static_cast<uint32_t>(request.system_ids.size()),
                                        request.prompt_tokens(), limits.block_size);
-  const uint64_t blocks = OwnBlocks(request, limits.block_size) + shared / limits.block_size;
+  const uint64_t blocks =
+      OwnBlocks(request, shared, limits.block_size) + shared / limits.block_size;
   if (blocks > limits.num_blocks) {
     return {Code::kTooLarge, "the request needs " + std::to_string(blocks) + " blocks of " +
                                  std::to_string(limits.block_size) + " tokens, the cache has " +

@@ -13,6 +13,7 @@
 #include "engine/model_runner.h"
 #include "engine/sampler.h"
 #include "kvcache/block_pool.h"
+#include "kvcache/conversation_store.h"
 #include "kvcache/prefix_store.h"
 
 namespace kvrelay::engine {
@@ -40,16 +41,22 @@ struct Admission {
   bool prefix_cached = false;  // its KV is complete
   BlockTable prefix_blocks;    // requests that wait for the same prefix get the same blocks
   BlockTable blocks;           // of the tokens from prefix_tokens on, room for the answer included
+  // kDecode only: of the first `held_tokens` (whole blocks, the prefix included) only the prefix is
+  // still to come, the others' KV is in `blocks` from an earlier turn. All that the conversation
+  // and the prompt have in common may be read there; null when that is less than a block.
+  uint32_t held_tokens = 0;
+  ConversationStore::Match kept{};
 };
 
 struct Outcome {
   Status status;  // ok for kStop and kLength
   FinishReason reason = FinishReason::kError;
   uint32_t prompt_tokens = 0;
-  uint32_t prefix_tokens = 0;  // of them in the shared prefix
-  bool prefix_hit = false;     // the prefix was there when the request was admitted
-  bool relay = false;          // some step ran relay attention for it
-  std::string relay_why;       // of the last step that decided so
+  uint32_t prefix_tokens = 0;    // of them in the shared prefix
+  uint32_t computed_tokens = 0;  // of them run here for it, a prefix that it waited for included
+  bool prefix_hit = false;       // the prefix was there when the request was admitted
+  bool relay = false;            // some step ran relay attention for it
+  std::string relay_why;         // of the last step that decided so
   TimePoint submitted;
   TimePoint admitted;  // these are zero when it did not come so far
   TimePoint begun;
@@ -67,6 +74,9 @@ struct Request {
       stop_ids;  // besides the model's eos ids; the id that stopped is part of the answer
   bool ignore_eos = false;
   TimePoint deadline = TimePoint::max();
+  // kPrefill: of so many tokens at the start the KV may come from elsewhere until Begin. With them
+  // comes the shared prefix, unless it is here: nobody waits for this request's.
+  uint32_t reuse_tokens = 0;
 
   // All on the engine's thread, which computes nothing meanwhile: they hand over and return.
   std::function<void(RequestNumber, Admission)> on_admitted;                // held kinds only
@@ -84,6 +94,13 @@ struct Begin {
   // prompt tokens is in the admission's blocks; the last prompt token is run again (which stores
   // equal values) for its logits.
   PrefixRef prefix{};
+  // kDecode: once answered, the conversation is kept for its next turn: with these two, which count
+  // this turn's, too. No number of its KV was ever converted.
+  bool keep = false;
+  double compute_ms = 0;
+  uint64_t computed_tokens = 0;
+  // kPrefill: the KV of so many tokens at the start is in the admission's blocks.
+  uint32_t reused_tokens = 0;
   // kPrefill: told how far the prompt is, in its positions, from now on; of a shared prefix what is
   // done already is told at once, on the engine's thread, for every rank. May be empty.
   ProgressFn progress{};
@@ -101,9 +118,9 @@ struct RequestLimits {
 // Tokens of the prompt that are in the shared prefix: the whole blocks of the system ids. The
 // prompt's last token is never one: it is run again on the decode side.
 uint32_t SharedTokens(uint32_t system_tokens, uint32_t prompt_tokens, uint32_t block_size);
-// Blocks behind the shared prefix that a request needs to its very end. (The last token of the
-// answer is never run.)
-uint32_t OwnBlocks(const Request& request, uint32_t block_size);
+// Blocks behind the `shared` first tokens that a request needs to its very end. (The last token of
+// the answer is never run.)
+uint32_t OwnBlocks(const Request& request, uint32_t shared, uint32_t block_size);
 
 // kInvalidArgument for what is malformed, kTooLarge (both numbers) for what could never run. Any
 // thread.

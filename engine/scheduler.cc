@@ -9,8 +9,12 @@
 
 namespace kvrelay::engine {
 
-Scheduler::Scheduler(ModelRunner& runner, SystemPrefixStore& prefixes, SchedulerOptions options)
-    : runner_(runner), prefixes_(prefixes), options_(std::move(options)) {}
+Scheduler::Scheduler(ModelRunner& runner, SystemPrefixStore& prefixes,
+                     ConversationStore& conversations, SchedulerOptions options)
+    : runner_(runner),
+      prefixes_(prefixes),
+      conversations_(conversations),
+      options_(std::move(options)) {}
 
 Scheduler::~Scheduler() = default;
 
@@ -60,17 +64,17 @@ void Scheduler::Begin(RequestNumber number, engine::Begin begin) {
                                    std::to_string(sequence->shared_tokens)});
       return DropFinished();
     }
-    sequence->prefix = std::move(begin.prefix);
-    sequence->pending = nullptr;
+    sequence->prefix = std::exchange(begin.prefix, nullptr);
+    sequence->begin = std::move(begin);
     sequence->computed = sequence->prompt_tokens - 1;
     return;
   }
   sequence->begin = std::move(begin);
-  const uint32_t in_prefix =
-      sequence->pending ? sequence->pending->computed : sequence->shared_tokens;
-  if (in_prefix == 0 || !sequence->begin.progress) return;
+  sequence->computed = std::max(sequence->computed, sequence->begin.reused_tokens);
+  const uint32_t done = sequence->pending ? sequence->pending->computed : sequence->computed;
+  if (done == 0 || !sequence->begin.progress) return;
   for (uint32_t rank = 0; rank < runner_.ranks().size(); ++rank) {
-    sequence->begin.progress(rank, {in_prefix, in_prefix, 0});
+    sequence->begin.progress(rank, {done, done, 0});
   }
 }
 
@@ -84,6 +88,7 @@ void Scheduler::Finish(Sequence& sequence, FinishReason reason, Status status) {
   } else {
     ++counts_.finished_ok;
   }
+  if (sequence.begin.keep && status.ok()) Keep(sequence);
   // The blocks first: who hears that a request is over can rely on its room.
   sequence.blocks.Reset();
   sequence.pending = nullptr;
@@ -92,6 +97,19 @@ void Scheduler::Finish(Sequence& sequence, FinishReason reason, Status status) {
   sequence.outcome.status = std::move(status);
   sequence.outcome.finished = options_.now();
   if (sequence.request.on_done) sequence.request.on_done(sequence.number, sequence.outcome);
+}
+
+// The last token of the answer was never run.
+void Scheduler::Keep(Sequence& sequence) {
+  const uint32_t block_size = runner_.block_size();
+  const uint32_t own = sequence.computed - sequence.shared_tokens;
+  const auto first = sequence.tokens.begin();
+  conversations_.Keep({.tokens = {first, first + sequence.computed},
+                       .prefix = sequence.prefix,
+                       .blocks = sequence.blocks.Share(0, (own + block_size - 1) / block_size),
+                       .compute_ms = sequence.begin.compute_ms,
+                       .computed_tokens = sequence.begin.computed_tokens},
+                      options_.now());
 }
 
 void Scheduler::DropFinished() {
@@ -132,6 +150,7 @@ std::string Scheduler::Whereabouts(const Sequence& sequence) const {
 
 void Scheduler::Expire() {
   const TimePoint now = options_.now();
+  conversations_.Expire(now);
   const auto expire = [&](Sequence& sequence) {
     if (sequence.request.deadline > now) return;
     const auto ms = static_cast<int64_t>(ToMillis(now - sequence.outcome.submitted));
@@ -145,7 +164,7 @@ void Scheduler::Expire() {
 }
 
 TimePoint Scheduler::NextDeadline() const {
-  TimePoint next = TimePoint::max();
+  TimePoint next = conversations_.NextExpiry();
   for (const auto& sequence : queue_) next = std::min(next, sequence->request.deadline);
   for (const auto& sequence : active_) next = std::min(next, sequence->request.deadline);
   return next;

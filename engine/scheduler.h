@@ -4,7 +4,9 @@
 // that it will ever need (prompt and whole answer), so that an admitted request never waits for
 // blocks. Each step runs the next token of every decoding request and, together, up to
 // prefill_chunk prompt tokens of the others. The KV of a system prompt (whole blocks) is computed
-// once: requests that come meanwhile wait for it, later ones find it in the store.
+// once: requests that come meanwhile wait for it, later ones find it in the store. What kDecode
+// requests leave in the cache is kept for the next turn of their conversation, while nobody needs
+// the blocks.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +21,7 @@
 #include "base/thread_checker.h"
 #include "engine/model_runner.h"
 #include "engine/request.h"
+#include "kvcache/conversation_store.h"
 #include "kvcache/prefix_store.h"
 
 namespace kvrelay::engine {
@@ -43,10 +46,11 @@ struct SchedulerCounts {
   uint64_t failed = 0;
 };
 
-// One thread: the engine's. `runner` and `prefixes` outlive it.
+// One thread: the engine's. `runner` and both stores outlive it.
 class Scheduler {
  public:
-  Scheduler(ModelRunner& runner, SystemPrefixStore& prefixes, SchedulerOptions options);
+  Scheduler(ModelRunner& runner, SystemPrefixStore& prefixes, ConversationStore& conversations,
+            SchedulerOptions options);
   ~Scheduler();
 
   // `request` passed CheckRequest.
@@ -75,6 +79,8 @@ class Scheduler {
   // admit.cc
   void Admit();
   bool TryAdmit(Sequence& sequence);
+  ConversationStore::Match FindKept(const Sequence& sequence);
+  Admission AdmissionOf(Sequence& sequence) const;
   Result<BlockTable> Allocate(uint32_t count, uint32_t spare);
   uint32_t PrefixBlocksToCome(const Sequence& next) const;
   std::shared_ptr<PendingPrefix> FindPending(const ContentHash& hash) const;
@@ -87,11 +93,13 @@ class Scheduler {
   void ApplyPrefix(const std::shared_ptr<PendingPrefix>& prefix, uint32_t tokens);
   void ApplyTokens(Sequence& sequence, uint32_t tokens, const ItemResult& result);
   void Finish(Sequence& sequence, FinishReason reason, Status status);
+  void Keep(Sequence& sequence);
   void DropFinished();
   Sequence* Find(RequestNumber number);
 
   ModelRunner& runner_;
   SystemPrefixStore& prefixes_;
+  ConversationStore& conversations_;
   const SchedulerOptions options_;
   std::deque<std::unique_ptr<Sequence>> queue_;    // not yet admitted, in order of arrival
   std::vector<std::unique_ptr<Sequence>> active_;  // in order of admission

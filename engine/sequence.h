@@ -26,6 +26,7 @@ struct Scheduler::Sequence {
   std::vector<uint32_t> tokens;  // prompt, then the answer so far
   uint32_t prompt_tokens = 0;
   uint32_t shared_tokens = 0;
+  ConversationStore::Match kept;  // of an earlier turn, until the admission has it
   ContentHash prefix_hash;
   engine::Begin begin;  // progress callbacks
   bool begun = false;

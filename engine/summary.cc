@@ -14,6 +14,7 @@ double Between(TimePoint from, TimePoint to) {
 TransferSummary LocalTransfer(const Outcome& outcome) {
   TransferSummary local;
   local.prefix_hit = outcome.prefix_hit;
+  local.computed_tokens = outcome.computed_tokens;
   local.prefill_ms = Between(outcome.admitted, outcome.prompt_done);
   return local;
 }
@@ -24,6 +25,8 @@ std::string SummaryJson(const std::string& request_id, const Outcome& outcome,
                                        {"finish_reason", FinishReasonName(outcome.reason)},
                                        {"timing_ms",
                                         {{"prefill", transfer.prefill_ms},
+                                         {"reuse", transfer.reuse_ms},
+                                         {"saved", transfer.saved_ms},
                                          {"handshake", transfer.handshake_ms},
                                          {"pull", transfer.pull_ms},
                                          {"ttft", Between(outcome.submitted, outcome.prompt_done)},
@@ -34,7 +37,10 @@ std::string SummaryJson(const std::string& request_id, const Outcome& outcome,
                                          {"prefix_bytes_pulled", transfer.prefix_bytes_pulled},
                                          {"prefix_hit", transfer.prefix_hit},
                                          {"prompt_tokens", outcome.prompt_tokens},
-                                         {"prefix_tokens", outcome.prefix_tokens}}},
+                                         {"prefix_tokens", outcome.prefix_tokens},
+                                         {"computed_tokens", transfer.computed_tokens},
+                                         {"reused_tokens", transfer.reused_tokens},
+                                         {"reuse_bytes", transfer.reuse_bytes}}},
                                        {"prefill", transfer.prefill},
                                        {"retries", transfer.retries},
                                        {"relay", outcome.relay ? "on" : "off"},

@@ -115,6 +115,10 @@ uint64_t CopyPlan::memory() const {
          segments.size() * sizeof(CopySegment) + factors.size() * sizeof(float);
 }
 
+bool CopyPlan::casts() const {
+  return std::ranges::any_of(boxes, [](const CopyBox& box) { return box.casts; });
+}
+
 Status CopyPlan::Validate(std::span<const uint64_t> src_region_bytes,
                           std::span<const uint64_t> dst_region_bytes) const {
   Reach reach;

@@ -97,6 +97,7 @@ struct CopyPlan {
   uint64_t src_bytes() const;  // read
   uint64_t slices() const;     // number of runs
   uint64_t memory() const;     // bytes of the plan itself
+  bool casts() const;          // some box does
   // Every byte that the plan touches lies inside its region (bytes by RegionId), and every cast's
   // factors exist. Executors require a plan that passed.
   Status Validate(std::span<const uint64_t> src_region_bytes,

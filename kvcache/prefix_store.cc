@@ -62,7 +62,7 @@ PrefixRef SystemPrefixStore::Find(const ContentHash& hash) {
 }
 
 PrefixRef SystemPrefixStore::Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks,
-                                    std::vector<KvScales> scales) {
+                                    std::vector<KvScales> scales, bool cast) {
   State::Entries
       evicted;  // destroyed after the lock: their blocks go back to the pool outside of it
   const std::lock_guard lock(state_->mutex);
@@ -72,7 +72,7 @@ PrefixRef SystemPrefixStore::Insert(const ContentHash& hash, uint32_t tokens, Bl
     return found->second->prefix;
   }
   PrefixRef prefix = std::make_shared<const SystemPrefix>(
-      SystemPrefix{hash, tokens, std::move(blocks), std::move(scales)});
+      SystemPrefix{hash, tokens, std::move(blocks), std::move(scales), cast});
   state_->entries.push_front({prefix, 0});
   state_->by_hash.emplace(hash, state_->entries.begin());
   state_->Evict(state_->max_prefixes, evicted);

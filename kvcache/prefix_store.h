@@ -21,6 +21,7 @@ struct SystemPrefix {
   BlockTable blocks;
   // By rank, where scales come with the request (kvcache/request_scales.h); else empty.
   std::vector<KvScales> scales;
+  bool cast = false;  // its numbers were converted on their way here
 };
 
 // A reference: while one exists the prefix is not evicted. Copies count.
@@ -46,7 +47,7 @@ class SystemPrefixStore {
   // Insert and Trim). If the hash is present already, the present one is returned and `blocks` go
   // back to their pool.
   PrefixRef Insert(const ContentHash& hash, uint32_t tokens, BlockTable blocks,
-                   std::vector<KvScales> scales = {});
+                   std::vector<KvScales> scales = {}, bool cast = false);
   // Evicts the least recently used prefix without references; false when there is none. For when
   // blocks run short.
   bool EvictOne();

@@ -32,6 +32,7 @@ inline constexpr uint32_t kMaxRanks = 1024;
 inline constexpr uint32_t kMaxRegions = 4096;
 inline constexpr uint32_t kMaxTransports = 16;
 inline constexpr uint32_t kMaxPrefixes = 16;      // of one ticket
+inline constexpr uint32_t kMaxReuse = 1;          // of one PREFILL
 inline constexpr uint32_t kMaxLeases = 1U << 16;  // named by one RELEASE or HEARTBEAT
 inline constexpr uint32_t kMaxStopIds = 1024;
 inline constexpr uint32_t kMaxDurationMs = 24U * 3600 * 1000;

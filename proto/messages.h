@@ -223,6 +223,7 @@ struct PullReply {
   double handshake_ms = 0;
   double copy_ms = 0;
   KvScales scales;  // that came with the request, for this rank's numbers; none where its own hold
+  bool cast = false;  // not the owner's numbers: converted on the way, for another dtype or scale
 };
 // The rank gives up its destination for `number` and answers when nothing can write it any more.
 struct Drop {
@@ -253,12 +254,20 @@ struct HealthReply {
 
 // --- Requests ------------------------------------------------------------------------------------
 
+// KV that the decode engine still has of the prompt's first tokens, from an earlier turn of the
+// conversation. The worker may take it and need not.
+struct Reuse {
+  Ticket ticket;  // prompt: tokens [0, n); no prefixes
+  DType dtype{};  // of the values, all along
+  Priority priority = Priority::kDecode;
+};
 struct Prefill {
   std::string request_id;
   std::vector<uint32_t> system_ids;
   std::vector<uint32_t> token_ids;
   uint32_t prefix_tokens = 0;  // of the system ids: on a lease of their own, the ticket's prefix
   ContentHash model;
+  std::vector<Reuse> reuse{};  // at most one
   uint32_t timeout_ms = 0;
 };
 // First reply (more): accepted, at once. Second (more): admitted, with the ticket. Third: the KV of
@@ -270,6 +279,10 @@ struct PrefillReply {
   double queue_ms = 0;
   double compute_ms = 0;
   bool prefix_hit = false;
+  uint32_t computed_tokens = 0;  // in compute_ms
+  uint32_t reused_tokens = 0;    // taken from the decode engine: bytes, and how long that took
+  uint64_t reuse_bytes = 0;
+  double reuse_ms = 0;
 };
 
 struct Generate {

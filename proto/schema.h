@@ -358,10 +358,12 @@ struct Schema<Pull> {
 template <>
 struct Schema<PullReply> {
   static constexpr std::string_view kName = "PULL_REPLY";
-  static constexpr auto kFields =
-      std::tuple{Text("path", &PullReply::path, kMaxName), Any("bytes", &PullReply::bytes),
-                 Any("handshake_ms", &PullReply::handshake_ms), Any("copy_ms", &PullReply::copy_ms),
-                 Any("scales", &PullReply::scales)};
+  static constexpr auto kFields = std::tuple{Text("path", &PullReply::path, kMaxName),
+                                             Any("bytes", &PullReply::bytes),
+                                             Any("handshake_ms", &PullReply::handshake_ms),
+                                             Any("copy_ms", &PullReply::copy_ms),
+                                             Any("scales", &PullReply::scales),
+                                             Any("cast", &PullReply::cast)};
 };
 template <>
 struct Schema<Drop> {
@@ -405,6 +407,13 @@ struct Schema<HealthReply> {
 // --- Requests ------------------------------------------------------------------------------------
 
 template <>
+struct Schema<Reuse> {
+  static constexpr std::string_view kName = "REUSE";
+  static constexpr auto kFields =
+      std::tuple{Any("ticket", &Reuse::ticket), Any("dtype", &Reuse::dtype),
+                 Any("priority", &Reuse::priority)};
+};
+template <>
 struct Schema<Prefill> {
   static constexpr std::string_view kName = "PREFILL";
   static constexpr auto kFields =
@@ -413,15 +422,23 @@ struct Schema<Prefill> {
                  List("token_ids", &Prefill::token_ids, kMaxTokens),
                  Number("prefix_tokens", &Prefill::prefix_tokens, kMaxTokens),
                  Any("model", &Prefill::model),
+                 List("reuse", &Prefill::reuse, kMaxReuse),
                  Number("timeout_ms", &Prefill::timeout_ms, kMaxDurationMs)};
 };
 template <>
 struct Schema<PrefillReply> {
   static constexpr std::string_view kName = "PREFILL_REPLY";
-  static constexpr auto kFields = std::tuple{
-      Any("accepted", &PrefillReply::accepted),     Any("ticket", &PrefillReply::ticket),
-      Any("finished", &PrefillReply::finished),     Any("queue_ms", &PrefillReply::queue_ms),
-      Any("compute_ms", &PrefillReply::compute_ms), Any("prefix_hit", &PrefillReply::prefix_hit)};
+  static constexpr auto kFields =
+      std::tuple{Any("accepted", &PrefillReply::accepted),
+                 Any("ticket", &PrefillReply::ticket),
+                 Any("finished", &PrefillReply::finished),
+                 Any("queue_ms", &PrefillReply::queue_ms),
+                 Any("compute_ms", &PrefillReply::compute_ms),
+                 Any("prefix_hit", &PrefillReply::prefix_hit),
+                 Number("computed_tokens", &PrefillReply::computed_tokens, kMaxTokens),
+                 Number("reused_tokens", &PrefillReply::reused_tokens, kMaxTokens),
+                 Any("reuse_bytes", &PrefillReply::reuse_bytes),
+                 Any("reuse_ms", &PrefillReply::reuse_ms)};
 };
 template <>
 struct Schema<Generate> {

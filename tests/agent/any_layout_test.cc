@@ -302,6 +302,9 @@ class AnyLayout : public testing::TestWithParam<std::string> {
       EXPECT_EQ(scales[rank], reader.ranks[rank].RequestScales(model, taken)) << "rank " << rank;
     }
 
+    const bool scales_go = of_owner.scales != Scales::kNone && of_reader.scales == Scales::kNone;
+    EXPECT_EQ(done.loads[0].second->cast, of_owner.dtype != of_reader.dtype || scales_go);
+
     // Everything that came is right. Set back to the pattern, nothing else is left.
     uint64_t wrong = 0;
     reader.ForEach(tables, first, end, of_owner.scales, [&](std::byte* at, float value) {
@@ -354,6 +357,7 @@ TEST_P(AnyLayout, ScalesThatComeWithTheRequest) {
   // Or wants what the numbers mean.
   Check({}, {.dtype = DType::kInt8, .scales = Scales::kPerHead},
         {.tp = 4, .block_size = {7, 0}, .dtype = DType::kFp32}, 0, 150);
+  Check({}, {.dtype = DType::kFp32, .scales = Scales::kPerHead}, {.dtype = DType::kFp32}, 0, 150);
   Check({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerTensor}, {.dtype = DType::kFp16},
         0, 150);
 }

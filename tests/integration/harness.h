@@ -121,8 +121,8 @@ class Story : public ::testing::Test {
   bool Eventually(const std::string& what, const std::function<bool()>& holds,
                   Duration at_most = std::chrono::seconds(10));
 
-  // Nothing left: no lease, no session, no block in use beyond those of cached prefixes, no
-  // quarantine.
+  // Nothing left: no lease, no session, no block in use beyond those of cached prefixes and kept
+  // conversations, no quarantine.
   void ExpectIdle(const Daemon& daemon);
 
   const std::string& folder() const { return folder_; }

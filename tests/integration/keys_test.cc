@@ -111,6 +111,21 @@ TEST_F(KeysStory, TokensAreThoseOfOneProcess) {
   ExpectIdle(prefill);
 }
 
+TEST_F(KeysStory, AConversationIsTakenBackFromADecodeDaemonWithAKey) {
+  Daemon& prefill = StartPrefill(Keys("prefill", {"--reuse_from_decode"}));
+  Daemon& decode = StartDecode({&prefill}, Keys("decode", {"--reuse_from_decode"}));
+  ASSERT_TRUE(prefill.started() && decode.started());
+  BeTheUser();
+  for (int turn = 0; turn < 2; ++turn) ExpectSameTokens(decode, "mapped");
+  const Json inspected = Inspect(prefill);
+  EXPECT_EQ(inspected["counters"]["kvrelay_reuse_total{outcome=\"ok\"}"], 1);
+  ASSERT_EQ(inspected["peers"].size(), 1U);
+  EXPECT_THAT(inspected["peers"][0]["endpoint"].get<std::string>(),
+              EndsWith("#" + public_["decode"]));
+  ExpectIdle(decode);
+  ExpectIdle(prefill);
+}
+
 TEST_F(KeysStory, WhoDoesNotBelongIsRefusedAndTheDaemonGoesOn) {
   Daemon& prefill = StartPrefill(Keys("prefill"));
   ASSERT_TRUE(prefill.started());

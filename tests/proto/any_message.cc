@@ -44,8 +44,8 @@ std::span<const AnyMessage> Table() {
 std::span<const AnyMessage> AllMessages() {
   return Table<Error, GetMeta, Meta, Hello, HelloReply, Start, StartReply, End, Empty, Ticket,
                Claim, ClaimReply, Release, Heartbeat, HeartbeatReply, PackedRead, PackedCancel,
-               Pull, PullReply, Drop, Describe, DescribeReply, PingReply, HealthReply, Prefill,
-               PrefillReply, Generate, GenerateReply, CancelRequest, TicketPart, ClaimRank,
+               Pull, PullReply, Drop, Describe, DescribeReply, PingReply, HealthReply, Reuse,
+               Prefill, PrefillReply, Generate, GenerateReply, CancelRequest, TicketPart, ClaimRank,
                TransportAddress, RegionInfo, TokenRange, KvKind, KvScales, KvLayout, KvHeads,
                KvShard, StreamShape>();
 }

@@ -69,6 +69,7 @@ void Visit(Visitor& v, Description::Blocks& x) {
   v("used", x.used);
   v("free", x.free);
   v("quarantine", x.quarantine);
+  v("kept", x.kept);
 }
 template <typename Visitor>
 void Visit(Visitor& v, Description::Lease& x) {

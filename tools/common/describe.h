@@ -73,6 +73,7 @@ struct Description {
     uint64_t used = 0;
     uint64_t free = 0;
     uint64_t quarantine = 0;
+    uint64_t kept = 0;  // of the used ones, for conversations' next turns
   };
   struct Lease {
     std::string id;

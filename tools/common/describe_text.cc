@@ -73,8 +73,10 @@ void AddCache(Page& page, const Description& d) {
   page.Line("strides: block " + FormatBytes(l.block_stride_bytes) + ", head " +
             FormatBytes(l.head_stride_bytes) + ", token " + FormatBytes(l.token_stride_bytes));
   const Description::Blocks& b = d.blocks;
-  page.Line("blocks: " + FormatCount(b.used) + " used, " + FormatCount(b.free) + " free, " +
-            FormatCount(b.quarantine) + " in quarantine, " + FormatCount(b.total) + " in all");
+  const std::string kept = b.kept == 0 ? "" : " (" + FormatCount(b.kept) + " of conversations)";
+  page.Line("blocks: " + FormatCount(b.used) + " used" + kept + ", " + FormatCount(b.free) +
+            " free, " + FormatCount(b.quarantine) + " in quarantine, " + FormatCount(b.total) +
+            " in all");
 
   page.Line("transports: " + Join(d.transports, "; "));
 

@@ -27,10 +27,20 @@ std::string SummaryLine(const Answer& answer) {
   if (!summary.is_object()) return "";
   const auto timing = summary.value("timing_ms", nlohmann::json::object());
   const auto kv = summary.value("kv", nlohmann::json::object());
+  const uint64_t reused = kv.value("reused_tokens", uint64_t{0});
+  std::string reuse;
+  if (reused > 0) {
+    reuse = "; reused " + std::to_string(reused) + " tokens of earlier turns (" +
+            FormatBytes(kv.value("reuse_bytes", uint64_t{0})) + " in " +
+            FormatMillis(timing.value("reuse", 0.0)) + "), computed " +
+            std::to_string(kv.value("computed_tokens", uint64_t{0})) + " in " +
+            FormatMillis(timing.value("prefill", 0.0)) + ", saved " +
+            FormatMillis(timing.value("saved", 0.0));
+  }
   return "[" + std::to_string(answer.token_ids.size()) + " tokens, first after " +
          FormatMillis(timing.value("ttft", 0.0)) + ", all after " +
          FormatMillis(timing.value("total", 0.0)) + "; KV path " + kv.value("path", "?") + ", " +
-         FormatBytes(kv.value("bytes_pulled", uint64_t{0})) + " pulled]";
+         FormatBytes(kv.value("bytes_pulled", uint64_t{0})) + " pulled" + reuse + "]";
 }
 
 int Fail(const FlagSet& flags, const GenerateOptions& options, const Status& status,

@@ -65,7 +65,10 @@ Result<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options,
   KVRELAY_RETURN_IF_ERROR(daemon->OpenEngine(options));
   KVRELAY_RETURN_IF_ERROR(daemon->OpenAgent(options));
   if (options.role == "prefill") {
-    daemon->worker_ = std::make_unique<engine::PrefillWorker>(*daemon->engine_, *daemon->agent_);
+    daemon->worker_ = std::make_unique<engine::PrefillWorker>(
+        *daemon->engine_, *daemon->agent_,
+        engine::PrefillOptions{.reuse_from_decode = options.reuse_from_decode,
+                               .pull_timeout = Millis(options.pull_timeout_ms)});
   } else {
     daemon->worker_ = std::make_unique<engine::DecodeWorker>(*daemon->engine_, *daemon->agent_);
   }
@@ -76,7 +79,12 @@ Result<std::unique_ptr<Daemon>> Daemon::Start(const DaemonOptions& options,
 }
 
 Status Daemon::OpenEngine(const DaemonOptions& options) {
-  KVRELAY_ASSIGN_OR_RETURN(engine_, engine::Engine::Create(options.engine.options));
+  engine::EngineOptions to = options.engine.options;
+  if (options.role == "decode" && options.reuse_from_decode) {
+    to.conversation_blocks = options.conversation_blocks;
+    to.conversation_ttl = Millis(options.conversation_ttl_ms);
+  }
+  KVRELAY_ASSIGN_OR_RETURN(engine_, engine::Engine::Create(to));
   return Status::Ok();
 }
 
@@ -99,8 +107,10 @@ Status Daemon::OpenAgent(const DaemonOptions& options) {
   to.spin = std::chrono::microseconds(options.spin_us);
   to.lease_ttl = Millis(options.lease_ttl_ms);
   for (const Endpoint& prefill : options.prefill_workers) to.prefill.push_back(prefill.ToString());
+  to.owner_role = options.role == "prefill" ? "decode" : "prefill";
   to.fetch.load_timeout = Millis(options.pull_timeout_ms);
   to.fetch.stream = options.stream_pulls;
+  to.make_room = [engine = engine_.get()] { return engine->conversations().EvictOne(); };
   KVRELAY_ASSIGN_OR_RETURN(
       agent_, agent::EngineAgent::Create(std::move(to), Caches(engine_->runner()), engine_->pool(),
                                          engine_->prefixes()));

@@ -123,7 +123,15 @@ void AddCounters(Description& d, engine::Engine& engine, agent::EngineAgent& age
   d.counters["kvrelay_kv_blocks{state=\"free\"}"] = static_cast<double>(d.blocks.free);
   d.counters["kvrelay_kv_blocks{state=\"used\"}"] = static_cast<double>(d.blocks.used);
   d.counters["kvrelay_kv_blocks{state=\"quarantine\"}"] = static_cast<double>(d.blocks.quarantine);
-  d.counters["kvrelay_queue_depth"] = engine.counts().queued;
+  const engine::SchedulerCounts counts = engine.counts();
+  const ConversationStore::Info kept = engine.conversations().info();
+  d.counters["kvrelay_prompt_tokens_computed_total"] = static_cast<double>(counts.prompt_tokens);
+  d.counters["kvrelay_conversations"] = kept.conversations;
+  d.counters["kvrelay_conversations_ended_total{reason=\"evicted\"}"] =
+      static_cast<double>(kept.evictions);
+  d.counters["kvrelay_conversations_ended_total{reason=\"ttl\"}"] =
+      static_cast<double>(kept.expired);
+  d.counters["kvrelay_queue_depth"] = counts.queued;
 }
 
 void AddThrottle(Description& d, const transport::Throttle::Counts& counts) {
@@ -173,7 +181,8 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
               .used = engine.pool()->used_blocks() -
                       std::min<uint64_t>(snapshot.quarantined_blocks, engine.pool()->used_blocks()),
               .free = engine.pool()->free_blocks(),
-              .quarantine = snapshot.quarantined_blocks};
+              .quarantine = snapshot.quarantined_blocks,
+              .kept = engine.conversations().info().blocks};
   AddCounters(d, engine, agent);
   if (snapshot.throttle) AddThrottle(d, *snapshot.throttle);
   AddLeases(d, snapshot);

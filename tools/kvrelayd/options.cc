@@ -66,6 +66,16 @@ void DaemonOptions::Declare(FlagSet& flags) {
               "deadline of one pull, in milliseconds");
   flags.Switch("stream_pulls", &stream_pulls,
                "decode: pulls the cache while the prompt is computed, not after it");
+  flags.Switch(
+      "reuse_from_decode", &reuse_from_decode,
+      "of a conversation's next turn only the new tokens are computed. decode: keeps what it "
+      "answered and offers it; prefill: dials the decode daemon that a request names and "
+      "takes it, if its --kv_dtype is the same");
+  flags.Whole("conversation_blocks", &conversation_blocks, 1, 1U << 24,
+              "decode with --reuse_from_decode: cache blocks kept of answered conversations, least "
+              "recently used out first, all of them when requests need the room");
+  flags.Whole("conversation_ttl_ms", &conversation_ttl_ms, 1, proto::kMaxDurationMs,
+              "how long a conversation is kept after its last turn, in milliseconds");
   flags.Text("host_id", &host_id, "NAME",
              "name of this host: daemons share memory only where it is equal; the kernel's boot id "
              "when empty");

@@ -40,6 +40,9 @@ struct DaemonOptions {
   uint32_t lease_ttl_ms = 30'000;
   uint32_t pull_timeout_ms = 30'000;
   bool stream_pulls = true;
+  bool reuse_from_decode = false;
+  uint32_t conversation_blocks = 512;
+  uint32_t conversation_ttl_ms = 300'000;
   uint32_t drain_timeout_ms = 10'000;
   std::string log_level = "info";
 
