@@ -1,5 +1,7 @@
 #include "tests/integration/harness.h"
 
+#include <sys/wait.h>
+
 #include <algorithm>
 #include <atomic>
 #include <csignal>
@@ -89,7 +91,10 @@ void Daemon::Kill() {
   if (process_) process_->Kill();
 }
 void Daemon::Freeze() {
-  if (process_) process_->Signal(SIGSTOP);
+  if (!process_) return;
+  process_->Signal(SIGSTOP);
+  siginfo_t stopped;  // or ended; left for the process's own Wait
+  waitid(P_PID, static_cast<id_t>(process_->pid()), &stopped, WSTOPPED | WEXITED | WNOWAIT);
 }
 void Daemon::Thaw() {
   if (process_) process_->Signal(SIGCONT);

@@ -49,7 +49,7 @@ class Daemon {
   std::string log() const;  // its stderr up to now
 
   void Kill();       // SIGKILL; returns when it is gone
-  void Freeze();     // SIGSTOP
+  void Freeze();     // SIGSTOP; returns when no thread of it runs
   void Thaw();       // SIGCONT
   void Terminate();  // SIGTERM; does not wait
   void Interrupt();  // SIGINT; does not wait
