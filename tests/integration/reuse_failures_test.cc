@@ -44,12 +44,10 @@ TEST_F(ReuseFails, ALeaseThatEndedCostsOnlyTheReuse) {
 // The prefill daemon has no room for the next turn as long as another reader wants a prompt of its.
 class ReuseThatWaits : public ReuseStory {
  protected:
-  // A third of it, the time between heartbeats, is long against what a loaded machine holds up.
-  static constexpr Duration kTtl = Millis(3000) * Slowness();
-
-  // The second turn, in work and without room; its lease is claimed.
-  std::future<Json> StartSecondTurn(Talk& talk) {
-    Begin({"--kv_blocks=24"}, {"--lease_ttl_ms=" + std::to_string(kTtl / Millis(1))});
+  // The second turn, in work and without room; its lease, which lasts for `ttl` without heartbeats,
+  // is claimed.
+  std::future<Json> StartSecondTurn(Talk& talk, Duration ttl) {
+    Begin({"--kv_blocks=24"}, {"--lease_ttl_ms=" + std::to_string(ttl / Millis(1))});
     Ask(talk, 1);
     reader_.emplace(prefill->endpoint());
     const auto ticket = reader_->Prefill(Text(300, 5));
@@ -68,9 +66,11 @@ class ReuseThatWaits : public ReuseStory {
 };
 
 TEST_F(ReuseThatWaits, HeartbeatsKeepItsLease) {
+  // A third of it, the time between them, is long against what a loaded machine holds up.
+  constexpr Duration kTtl = Millis(3000) * Slowness();
   Talk talk;
   const size_t known = 100 + kAnswer - 1;
-  auto turn = StartSecondTurn(talk);
+  auto turn = StartSecondTurn(talk, kTtl);
   std::this_thread::sleep_for(kTtl * 3 / 2);
   EXPECT_TRUE(HasLease(*decode, "claimed"));
   MakeRoom();
@@ -82,7 +82,8 @@ TEST_F(ReuseThatWaits, HeartbeatsKeepItsLease) {
 
 TEST_F(ReuseThatWaits, ASilentReaderLosesItsLease) {
   Talk talk;
-  auto turn = StartSecondTurn(talk);
+  // It ends before the decode daemon finds that the connection is dead.
+  auto turn = StartSecondTurn(talk, Millis(1500));
   prefill->Freeze();
   Eventually("the lease is over", [&] {
     return Count(*decode, "kvrelay_leases_ended_total{reason=\"reader_silent\"}") == 1;
