@@ -1,7 +1,7 @@
 # kvrelay_precompile(<target> <kind>): what nearly every source of such targets includes is parsed once, for all targets of
 # the kind: library, tools (a library with JSON), program, test, story (a test with JSON). Sources include what they use
-# all the same. Targets of a kind are compiled alike: a compiler refuses what was precompiled without optimisation, or for
-# an executable, where it optimises or makes a library.
+# all the same. Targets of a kind are compiled alike: a compiler refuses what was precompiled at another optimisation, or for
+# an executable, where it makes a library. Benchmark programs, each a source of its own, take none.
 #
 # For builds from nothing. A compiler cache does better without.
 
