@@ -76,6 +76,16 @@ class SchedulerTest : public testing::Test {
     return ids;
   }
 
+  // Runs a kDecode request, whose KV comes at once, to its end; its conversation is to be kept.
+  RequestNumber Answer(const Request& turn) {
+    const RequestNumber number = Add(turn);
+    scheduler_->Step();
+    admissions_.clear();
+    scheduler_->Begin(number, {.keep = true});
+    RunAll();
+    return number;
+  }
+
   void RunAll() {
     for (int step = 0; step < 10'000; ++step) {
       if (!scheduler_->Step()) return;
@@ -476,11 +486,7 @@ TEST_F(SchedulerTest, KeptConversationsGoWhenBlocksRunShortOrTheirTimeIsOver) {
   const auto answer = [this](uint32_t seed) {
     Request turn = Make({}, Ids(16, seed), 5);
     turn.kind = RequestKind::kDecode;
-    const RequestNumber number = Add(turn);
-    scheduler_->Step();
-    admissions_.clear();
-    scheduler_->Begin(number, {.keep = true});
-    RunAll();
+    Answer(turn);
   };
   for (uint32_t seed = 1; seed <= 3; ++seed) answer(seed);
   EXPECT_EQ(free(), 5U);
@@ -500,11 +506,7 @@ TEST_F(SchedulerTest, ARequestThatFillsThePoolIsNotKeptOutByItsOwnLastTurn) {
   Open(8);
   Request turn = Make({}, Ids(13, 1), 5);
   turn.kind = RequestKind::kDecode;
-  const RequestNumber first = Add(turn);
-  scheduler_->Step();
-  admissions_.clear();
-  scheduler_->Begin(first, {.keep = true});
-  RunAll();
+  const RequestNumber first = Answer(turn);
   EXPECT_EQ(free(), 3U);
   turn.token_ids.insert(turn.token_ids.end(), ids_[first].begin(), ids_[first].end());
   turn.max_new_tokens = 14;

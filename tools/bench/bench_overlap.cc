@@ -34,11 +34,15 @@
 #include "agent/engine_agent.h"
 #include "kvcache/kv_view.h"
 #include "proto/ticket.h"
+#include "tools/bench/engine_rows.h"
 #include "tools/common/flags.h"
 
 namespace kvrelay::agent {
 namespace {
 
+using bench::Check;
+using bench::Must;
+using bench::RowName;
 using std::chrono::microseconds;
 using std::chrono::steady_clock;
 
@@ -60,28 +64,7 @@ struct Settings {
   uint32_t blocks() const { return *std::ranges::max_element(tokens) / kBlockSize + 1; }
 };
 
-void Check(bool ok, const std::string& what) {
-  if (ok) return;
-  std::cerr << "bench_overlap: " << what << "\n";
-  _exit(1);
-}
-
-template <typename T>
-T Must(Result<T> result) {
-  Check(result.has_value(), result.has_value() ? "" : result.error().ToString());
-  return std::move(*result);
-}
-
 double MillisBetween(TimePoint from, TimePoint to) { return ToMillis(to - from); }
-
-// What a row holds, of all that is computed: its first four words say which it is.
-struct RowName {
-  uint32_t layer = 0;
-  uint32_t head = 0;
-  uint32_t token = 0;
-  uint32_t v = 0;
-  bool operator==(const RowName&) const = default;
-};
 
 // One engine with its memory.
 struct Side {
@@ -113,29 +96,8 @@ struct Side {
   template <typename Visit>
   void ForEachRow(std::span<const BlockId> blocks, uint32_t tokens, Visit visit) {
     for (size_t rank = 0; rank < views.size(); ++rank) {
-      const KvShard& shard = shards[rank];
-      for (uint32_t layer = 0; layer < shard.layer_count; ++layer) {
-        for (uint32_t token = 0; token < tokens; ++token) {
-          const BlockId block = blocks[token / kBlockSize];
-          for (uint32_t head = 0; head < shard.head_count; ++head) {
-            const uint32_t at = token % kBlockSize;
-            const uint32_t name = shard.head_begin + head;
-            visit(views[rank].K(layer, block, head, at), RowName{layer, name, token, 0});
-            visit(views[rank].V(layer, block, head, at), RowName{layer, name, token, 1});
-          }
-        }
-      }
+      bench::ForEachRow(views[rank], shards[rank], blocks, tokens, visit);
     }
-  }
-  // Runs `make` on the leader's control thread, which calls what it is given with the result.
-  template <typename T>
-  T Await(const std::function<void(std::function<void(T)>)>& make) {
-    std::promise<T> promise;
-    agent->Post([&] { make([&promise](T value) { promise.set_value(std::move(value)); }); });
-    auto future = promise.get_future();
-    Check(future.wait_for(std::chrono::seconds(60)) == std::future_status::ready,
-          "no answer within a minute");
-    return future.get();
   }
 
   std::shared_ptr<BlockPool> pool;
@@ -188,34 +150,15 @@ void Own(const Settings& settings, const std::string& transport, const std::stri
   Side side(settings, settings.tp, transport, run_dir);
   const BlockTable blocks = Must(side.pool->Allocate(settings.blocks() - 1));
   side.ForEachRow(blocks.blocks(), *std::ranges::max_element(settings.tokens),
-                  [](std::byte* row, const RowName& name) {
-                    for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
-                      std::memcpy(row + at, &name, sizeof(name));
-                    }
-                  });
+                  [](std::byte* row, const RowName& name) { name.Fill(row, kRowBytes); });
   while (const auto command = Receive(fd)) {
     const auto tokens = static_cast<uint32_t>(std::stoul(*command));
-    const auto lease =
-        Must(side.Await<Result<LeaseId>>([&](std::function<void(Result<LeaseId>)> offered) {
-          OfferRequest offer;
-          offer.blocks = {blocks.Share(), 0};
-          offer.tokens = tokens;
-          offer.hash.bytes[0] = 2;
-          side.agent->owner().Offer(std::move(offer), std::move(offered));
-        }));
+    const LeaseId lease = bench::OfferAll(*side.agent, blocks, tokens);
     std::vector<std::shared_ptr<ProgressWriter>> writers;
     for (uint32_t rank = 0; rank < settings.tp; ++rank) {
       writers.push_back(side.agent->Writer(rank, lease));
     }
-    proto::Ticket ticket;
-    ticket.owner = side.agent->engine();
-    ticket.incarnation = side.agent->incarnation();
-    ticket.front = side.agent->endpoint();
-    ticket.model = side.agent->model();
-    ticket.prompt.lease = lease;
-    ticket.prompt.hash.bytes[0] = 2;
-    ticket.prompt.tokens = tokens;
-    Send(fd, proto::EncodeTicket(ticket));
+    Send(fd, proto::EncodeTicket(bench::TicketOf(*side.agent, lease, tokens)));
     const TimePoint done = Prefill(settings, writers, tokens);
     side.agent->Post([&side, lease] { side.agent->owner().MarkFinished(lease); });
     Send(fd, std::to_string(done.time_since_epoch().count()));
@@ -240,7 +183,7 @@ Sample RunOne(Side& reader, int owner, uint32_t tokens, bool streaming) {
   };
   auto ended = std::make_shared<Ended>();
   std::weak_ptr<Load> load;
-  reader.Await<bool>([&](const std::function<void(bool)>& started) {
+  bench::Await<bool>(*reader.agent, [&](const std::function<void(bool)>& started) {
     LoadRequest request{.ticket = ticket,
                         .blocks = {blocks.Share(), 0},
                         .deadline = steady_clock::now() + std::chrono::seconds(60)};
@@ -266,11 +209,7 @@ Sample RunOne(Side& reader, int owner, uint32_t tokens, bool streaming) {
   auto [loaded, at] = ended->finished.get_future().get();
   const LoadResult result = Must(std::move(loaded));
   reader.ForEachRow(blocks.blocks(), tokens, [](const std::byte* row, const RowName& name) {
-    for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
-      RowName there;
-      std::memcpy(&there, row + at, sizeof(there));
-      Check(there == name, "wrong bytes");
-    }
+    Check(name.Fills(row, kRowBytes), "wrong bytes");
   });
   return {.tail_ms = std::max(0.0, MillisBetween(done, at)), .bytes = result.own.bytes};
 }

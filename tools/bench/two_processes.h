@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <iostream>
@@ -24,7 +25,7 @@ inline double Seconds(std::chrono::steady_clock::time_point since) {
 
 inline void Check(bool ok, const std::string& what) {
   if (ok) return;
-  std::cerr << "bench_transport: " << what << "\n";
+  std::cerr << program_invocation_short_name << ": " << what << "\n";
   _exit(1);
 }
 

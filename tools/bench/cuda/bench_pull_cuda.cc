@@ -31,6 +31,7 @@
 #include "kvcache/cuda/device_cuda.h"
 #include "kvcache/kv_view.h"
 #include "proto/ticket.h"
+#include "tools/bench/engine_rows.h"
 
 namespace kvrelay::bench {
 namespace {
@@ -61,27 +62,6 @@ constexpr Case kCases[] = {
     {"TP 2 to 1", 32, 2048, 2, KvFormat::kNhd, KvFormat::kNhd},
     {"NHD to HND", 32, 512, 1, KvFormat::kNhd, KvFormat::kHnd},
     {"NHD to HND", 32, 2048, 1, KvFormat::kNhd, KvFormat::kHnd},
-};
-
-void Check(bool ok, const std::string& what) {
-  if (ok) return;
-  std::fprintf(stderr, "bench_pull_cuda: %s\n", what.c_str());
-  _exit(1);
-}
-
-template <typename T>
-T Must(Result<T> result) {
-  Check(result.has_value(), result.has_value() ? "" : result.error().ToString());
-  return std::move(*result);
-}
-
-// A row's first words say which it is.
-struct RowName {
-  uint32_t layer = 0;
-  uint32_t head = 0;
-  uint32_t token = 0;
-  uint32_t v = 0;
-  bool operator==(const RowName&) const = default;
 };
 
 // An engine with its memory on a GPU, and a copy of that on the host to look at.
@@ -126,28 +106,9 @@ struct Side {
   template <typename Visit>
   void ForEachRow(std::span<const BlockId> blocks, uint32_t tokens, Visit visit) {
     for (size_t rank = 0; rank < host.size(); ++rank) {
-      const KvView view(layouts[rank], {host[rank].data()});
-      for (uint32_t layer = 0; layer < shards[rank].layer_count; ++layer) {
-        for (uint32_t token = 0; token < tokens; ++token) {
-          const BlockId block = blocks[token / kBlockSize];
-          const uint32_t at = token % kBlockSize;
-          for (uint32_t head = 0; head < shards[rank].head_count; ++head) {
-            const uint32_t name = shards[rank].head_begin + head;
-            visit(view.K(layer, block, head, at), RowName{layer, name, token, 0});
-            visit(view.V(layer, block, head, at), RowName{layer, name, token, 1});
-          }
-        }
-      }
+      bench::ForEachRow(KvView(layouts[rank], {host[rank].data()}), shards[rank], blocks, tokens,
+                        visit);
     }
-  }
-  template <typename T>
-  T Await(const std::function<void(std::function<void(T)>)>& make) {
-    std::promise<T> promise;
-    agent->Post([&] { make([&promise](T value) { promise.set_value(std::move(value)); }); });
-    auto future = promise.get_future();
-    Check(future.wait_for(std::chrono::seconds(60)) == std::future_status::ready,
-          "no answer within a minute");
-    return future.get();
   }
 
   std::shared_ptr<Device> device;
@@ -180,35 +141,17 @@ class Owner {
 void Own(const Case& c, const std::string& run_dir, int fd) {
   Side side(c, c.owner, c.owner_tp, 0, 16, run_dir);
   BlockTable all = Must(side.pool->Allocate(c.tokens / kBlockSize));
-  side.ForEachRow(all.blocks(), c.tokens, [](std::byte* row, const RowName& name) {
-    for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
-      std::memcpy(row + at, &name, sizeof(name));
-    }
-  });
+  side.ForEachRow(all.blocks(), c.tokens,
+                  [](std::byte* row, const RowName& name) { name.Fill(row, kRowBytes); });
   side.ToDevice();
   char asked = 0;
   while (recv(fd, &asked, 1, 0) == 1) {
-    const auto lease =
-        Must(side.Await<Result<LeaseId>>([&](std::function<void(Result<LeaseId>)> offered) {
-          agent::OfferRequest offer;
-          offer.blocks = {all.Share(), 0};
-          offer.tokens = c.tokens;
-          offer.hash.bytes[0] = 2;
-          side.agent->owner().Offer(std::move(offer), std::move(offered));
-        }));
+    const LeaseId lease = OfferAll(*side.agent, all, c.tokens);
     for (uint32_t rank = 0; rank < c.owner_tp; ++rank) {
       side.agent->Writer(rank, lease)->Publish({c.tokens, c.tokens, 0});
     }
     side.agent->Post([&side, lease] { side.agent->owner().MarkFinished(lease); });
-    proto::Ticket ticket;
-    ticket.owner = side.agent->engine();
-    ticket.incarnation = side.agent->incarnation();
-    ticket.front = side.agent->endpoint();
-    ticket.model = side.agent->model();
-    ticket.prompt.lease = lease;
-    ticket.prompt.hash.bytes[0] = 2;
-    ticket.prompt.tokens = c.tokens;
-    const std::string bytes = proto::EncodeTicket(ticket);
+    const std::string bytes = proto::EncodeTicket(TicketOf(*side.agent, lease, c.tokens));
     Check(send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()),
           "the reader has ended");
   }
@@ -226,8 +169,8 @@ class ClaimedLoad {
     agent::LoadRequest request{.ticket = owner.NextTicket(),
                                .blocks = {blocks.Share(), 0},
                                .deadline = steady_clock::now() + std::chrono::seconds(60)};
-    load_ = reader.Await<std::weak_ptr<agent::Load>>(
-        [&](const std::function<void(std::weak_ptr<agent::Load>)>& started) {
+    load_ = Await<std::weak_ptr<agent::Load>>(
+        *reader.agent, [&](const std::function<void(std::weak_ptr<agent::Load>)>& started) {
           started(reader.agent->StartLoad(
               std::move(request),
               {.finished =
@@ -326,11 +269,7 @@ nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std:
   const uint64_t bytes = ClaimedLoad(reader, owner, blocks).Pull().bytes;
   reader.ToHost();
   reader.ForEachRow(blocks.blocks(), c.tokens, [](const std::byte* row, const RowName& name) {
-    for (uint64_t at = 0; at < kRowBytes; at += sizeof(name)) {
-      RowName there;
-      std::memcpy(&there, row + at, sizeof(there));
-      Check(there == name, "wrong bytes");
-    }
+    Check(name.Fills(row, kRowBytes), "wrong bytes");
   });
   BigCopy floor(0, gpu, bytes);
   std::vector<double> pull_us;   // one after the other
