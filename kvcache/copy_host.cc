@@ -18,9 +18,10 @@ using internal::Prefetch;
 // A run longer than this is copied in pieces, so that threads can share it.
 constexpr uint64_t kPiece = 256 << 10;
 // Plans over this are shared among threads (a start costs about 5 us, a MiB 60 to 250), in parts of
-// about kPart at least.
+// about kPart at least: so many that a thread that comes late, or is slowed down, costs little.
 constexpr uint64_t kSerial = 1 << 20;
 constexpr uint64_t kPart = 256 << 10;
+constexpr uint64_t kPartsPerThread = 16;
 // Copies over this go around the caches: the destination would push out of them what others still
 // need, and a line need not be read before it is overwritten. Smaller ones are read again soon, out
 // of the cache.
@@ -352,7 +353,7 @@ void CopyOnThreads(const Jobs& jobs, uint64_t begin, uint64_t end) {
   if (begin == end) return;
   if (end - begin <= kSerial) return jobs.Copy(begin, end);
   const auto threads = static_cast<uint64_t>(Parallelism());
-  const uint64_t part = std::clamp((end - begin) / (threads * 4), kPart, kPart * 16);
+  const uint64_t part = std::clamp((end - begin) / (threads * kPartsPerThread), kPart, kPart * 16);
   ParallelFor(end - begin, part,
               [&](uint64_t from, uint64_t to) { jobs.Copy(begin + from, begin + to); });
 }

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/parallel.h"
 #include "kvcache/copy_host.h"
 #include "transport/control_side.h"
 #include "transport/mapped_address.h"
@@ -95,6 +96,10 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   bool LookAtCopies();
   // Does a step of the read whose turn it is; false when none has anything to do, or may.
   bool StepRead(TimePoint now);
+  // Of a read that keeps no other waiting: as long a step on all threads as one thread's.
+  uint64_t LonePieceBytes() const {
+    return gate_.PieceBytes(MappedRead::kStepBytes * static_cast<uint64_t>(Parallelism()));
+  }
   // While nobody reads: maps some more of a new peer's pages. False when nothing is left.
   bool PopulatePeer();
   TimePoint ExpireReads(TimePoint now);
@@ -330,7 +335,8 @@ bool MappedTransport::StepRead(TimePoint now) {
     MappedRead::State state = it->read.Prepare(memory, now);
     if (state == MappedRead::State::kWaiting) continue;
     if (state == MappedRead::State::kReady) {
-      const uint64_t piece = it->read.PieceBytes(memory, piece_bytes_);
+      const uint64_t most = reads_.size() > 1 ? piece_bytes_ : LonePieceBytes();
+      const uint64_t piece = it->read.PieceBytes(memory, most);
       if (!gate_.Begin(it->place.priority(), piece, now)) return false;
       const uint64_t moved = it->read.Move(memory, piece);
       const uint64_t copying = it->read.copying_bytes();

@@ -96,13 +96,16 @@ struct Connection {
   GuardExpectation lease() const { return Side::LeaseOf(owner); }
 };
 
-// Seconds that all reads together took.
+// Seconds that all reads together took, from plans that are given away.
 Result<double> ReadPlans(Side& side, const Connection& to, const std::vector<CopyPlan>& plans) {
+  std::vector<transport::NextPortion> reads;
+  reads.reserve(plans.size());
+  for (const CopyPlan& plan : plans) reads.push_back(transport::Whole(plan));
   std::vector<transport::Completion> completions;
   const TimePoint start = steady_clock::now();
-  for (const CopyPlan& plan : plans) {
+  for (transport::NextPortion& read : reads) {
     to.transport.Read(
-        to.peer, transport::Whole(plan), Side::guard(), start + std::chrono::seconds(50),
+        to.peer, std::move(read), Side::guard(), start + std::chrono::seconds(50),
         [&](const transport::Completion& completion) { completions.push_back(completion); });
   }
   KVRELAY_RETURN_IF_ERROR(side.RunUntil([&] { return completions.size() == plans.size(); }));
