@@ -26,6 +26,7 @@ struct Operation {
   uint32_t dim;
   uint32_t padded_dim;
   float scale;
+  AttentionKind kind;
   const float* q;
   AttendTileFn attend_tile;
 
@@ -40,21 +41,60 @@ struct Operation {
   }
 };
 
-uint32_t Chunks(const RowItem& item) { return (item.run.keys + kChunkKeys - 1) / kChunkKeys; }
+uint32_t FirstChunk(const KeyRun& run) { return run.first_key / kChunkKeys; }
+uint32_t Chunks(const KeyRun& run) {
+  return (run.keys + kChunkKeys - 1) / kChunkKeys - FirstChunk(run);
+}
 
-// Gathers a KV head's rows of Q, and how many keys each sees; returns the largest of these.
-uint32_t PackRows(const Operation& op, const RowItem& item, uint32_t kv_head, float* q,
-                  uint32_t* visible) {
+// A KV head's rows of Q, packed, and what they see. Lies in memory of the caller.
+struct PackedRows {
+  float* q;
+  uint32_t* end;
+  uint32_t* begin;  // null without a window
+  float* slope;     // null without ALiBi, as `position`
+  int32_t* position;
+
+  static size_t Floats(const Operation& op, uint32_t rows) {
+    return Scratch::Padded(size_t{rows} * op.dim) + 4 * Scratch::Padded(rows);
+  }
+  static PackedRows In(float* memory, const Operation& op, uint32_t rows) {
+    static_assert(sizeof(uint32_t) == sizeof(float));
+    float* row_memory = memory + Scratch::Padded(size_t{rows} * op.dim);
+    const auto column = [&](size_t i) { return row_memory + i * Scratch::Padded(rows); };
+    const bool window = op.kind.window > 0;
+    const bool alibi = !op.kind.alibi_slopes.empty();
+    return {.q = memory,
+            .end = reinterpret_cast<uint32_t*>(column(0)),
+            .begin = window ? reinterpret_cast<uint32_t*>(column(1)) : nullptr,
+            .slope = alibi ? column(2) : nullptr,
+            .position = alibi ? reinterpret_cast<int32_t*>(column(3)) : nullptr};
+  }
+};
+
+// Fills `packed`; returns the end of the keys that any row sees.
+uint32_t PackRows(const Operation& op, const RowItem& item, uint32_t kv_head,
+                  const PackedRows& packed) {
+  uint32_t row = 0;
   uint32_t most = 0;
   for (const RowSegment& segment : item.segments) {
-    for (uint32_t i = 0; i < segment.rows; ++i) {
-      std::memcpy(q, op.q + op.FirstHead(segment.first_row + i, kv_head) * op.dim,
+    for (uint32_t i = 0; i < segment.rows; ++i, row += op.group) {
+      std::memcpy(packed.q + size_t{row} * op.dim,
+                  op.q + op.FirstHead(segment.first_row + i, kv_head) * op.dim,
                   size_t{op.group} * op.dim * sizeof(float));
-      q += size_t{op.group} * op.dim;
-      const auto sees =
-          static_cast<uint32_t>(std::clamp<int64_t>(segment.first_visible + i, 0, item.run.keys));
-      visible = std::fill_n(visible, op.group, sees);
-      most = std::max(most, sees);
+      const auto clamp = [&](int64_t key) {
+        return static_cast<uint32_t>(std::clamp<int64_t>(key, 0, item.run.keys));
+      };
+      const int64_t end = segment.first_visible + i;
+      std::fill_n(packed.end + row, op.group, clamp(end));
+      most = std::max(most, clamp(end));
+      if (packed.begin != nullptr) {
+        std::fill_n(packed.begin + row, op.group, clamp(end - op.kind.window));
+      }
+      if (packed.slope != nullptr) {
+        std::copy_n(op.kind.alibi_slopes.begin() + size_t{kv_head} * op.group, op.group,
+                    packed.slope + row);
+        std::fill_n(packed.position + row, op.group, static_cast<int32_t>(end - 1));
+      }
     }
   }
   return most;
@@ -82,16 +122,17 @@ void GatherTile(const Operation& op, const KeyRun& run, uint32_t kv_head, uint32
   }
 }
 
-// The state of one chunk's keys, up to `end`.
+// The state of one chunk's keys, up to `end`. Tiles begin where they do without a window, so that a
+// row's bits do not depend on what the others of its item see.
 void AttendChunk(const Operation& op, const KeyRun& run, uint32_t kv_head, uint32_t chunk,
                  uint32_t end, RowBlock block, const SoftmaxState& state, float* tile_scratch) {
   state.Clear();
   block.acc = state.acc;
   block.m = state.m;
   block.l = state.l;
-  uint32_t first = chunk * kChunkKeys;
-  const uint32_t chunk_end = std::min(end, first + kChunkKeys);
-  if (first >= chunk_end) return;
+  const uint32_t chunk_end = std::min(end, (chunk + 1) * kChunkKeys);
+  uint32_t first = std::max(chunk * kChunkKeys, run.first_key / kTileKeys * kTileKeys);
+  if (first >= chunk_end || run.first_key >= end) return;
   KeyTile tiles[2];
   KeyTile* tile = &tiles[0];
   KeyTile* next = &tiles[1];
@@ -128,19 +169,24 @@ struct Unit {
 void Execute(const Operation& op, const RowItem& item, const Unit& unit) {
   thread_local Scratch scratch;
   const uint32_t rows = op.PackedRows(item);
-  const size_t q_floats = Scratch::Padded(size_t{rows} * op.dim);
+  const size_t packed_floats = PackedRows::Floats(op, rows);
   const size_t state_floats = SoftmaxState::Floats(rows, op.padded_dim);
-  float* q = scratch.Reserve(q_floats + 2 * state_floats + Scratch::Padded(rows) +
-                             TileScratchFloats(op.dim));
-  float* total_memory = q + q_floats;
+  float* memory = scratch.Reserve(packed_floats + 2 * state_floats + TileScratchFloats(op.dim));
+  float* total_memory = memory + packed_floats;
   float* chunk_memory = total_memory + state_floats;
-  static_assert(sizeof(uint32_t) == sizeof(float));
-  auto* visible = reinterpret_cast<uint32_t*>(chunk_memory + state_floats);
-  float* tile_scratch = chunk_memory + state_floats + Scratch::Padded(rows);
+  float* tile_scratch = chunk_memory + state_floats;
 
-  const uint32_t end = PackRows(op, item, unit.kv_head, q, visible);
-  const RowBlock block{
-      .rows = rows, .head_dim = op.dim, .scale = op.scale, .visible = visible, .q = q};
+  const PackedRows packed = PackedRows::In(memory, op, rows);
+  const uint32_t end = PackRows(op, item, unit.kv_head, packed);
+  const RowBlock block{.rows = rows,
+                       .head_dim = op.dim,
+                       .scale = op.scale,
+                       .soft_cap = op.kind.soft_cap,
+                       .begin = packed.begin,
+                       .end = packed.end,
+                       .slope = packed.slope,
+                       .position = packed.position,
+                       .q = packed.q};
   if (unit.chunk.has_value()) {
     AttendChunk(op, item.run, unit.kv_head, *unit.chunk, end, block,
                 SoftmaxState::In(unit.partial, rows, op.padded_dim), tile_scratch);
@@ -148,9 +194,10 @@ void Execute(const Operation& op, const RowItem& item, const Unit& unit) {
   }
   const auto total = SoftmaxState::In(total_memory, rows, op.padded_dim);
   const auto next = SoftmaxState::In(chunk_memory, rows, op.padded_dim);
-  AttendChunk(op, item.run, unit.kv_head, 0, end, block, total, tile_scratch);
-  for (uint32_t chunk = 1; chunk < Chunks(item); ++chunk) {
-    AttendChunk(op, item.run, unit.kv_head, chunk, end, block, next, tile_scratch);
+  const uint32_t first_chunk = FirstChunk(item.run);
+  AttendChunk(op, item.run, unit.kv_head, first_chunk, end, block, total, tile_scratch);
+  for (uint32_t chunk = 1; chunk < Chunks(item.run); ++chunk) {
+    AttendChunk(op, item.run, unit.kv_head, first_chunk + chunk, end, block, next, tile_scratch);
     total.Add(next);
   }
   WriteRows(op, item, unit.kv_head, total);
@@ -171,7 +218,8 @@ struct Schedule {
 // About the nanoseconds of one KV head of an item: widening and transposing the keys, then two
 // products.
 double CostNs(const Operation& op, const RowItem& item) {
-  return 200.0 + 0.04 * item.run.keys * op.dim * (op.PackedRows(item) + 12);
+  const uint32_t keys = item.run.keys - item.run.first_key;
+  return 200.0 + 0.04 * keys * op.dim * (op.PackedRows(item) + 12);
 }
 
 Schedule MakeSchedule(const Operation& op, std::span<const RowItem> items, Scratch& partials) {
@@ -185,8 +233,8 @@ Schedule MakeSchedule(const Operation& op, std::span<const RowItem> items, Scrat
   size_t partial_floats = 0;
   for (uint32_t i = 0; i < items.size(); ++i) {
     const size_t floats = SoftmaxState::Floats(op.PackedRows(items[i]), op.padded_dim) *
-                          Chunks(items[i]) * op.kv_heads;
-    if (threads > 1 && Chunks(items[i]) > 1 && CostNs(op, items[i]) > share_ns &&
+                          Chunks(items[i].run) * op.kv_heads;
+    if (threads > 1 && Chunks(items[i].run) > 1 && CostNs(op, items[i]) > share_ns &&
         partial_floats + floats <= kMaxPartialFloats) {
       schedule.shared.push_back({i, partial_floats});
       partial_floats += floats;
@@ -200,8 +248,8 @@ Schedule MakeSchedule(const Operation& op, std::span<const RowItem> items, Scrat
     const size_t floats = SoftmaxState::Floats(op.PackedRows(item), op.padded_dim);
     float* next = memory + shared.first_partial;
     for (uint32_t head = 0; head < op.kv_heads; ++head) {
-      for (uint32_t chunk = 0; chunk < Chunks(item); ++chunk, next += floats) {
-        schedule.units.push_back({shared.item, head, chunk, next});
+      for (uint32_t chunk = 0; chunk < Chunks(item.run); ++chunk, next += floats) {
+        schedule.units.push_back({shared.item, head, FirstChunk(item.run) + chunk, next});
       }
     }
   }
@@ -215,9 +263,10 @@ Schedule MakeSchedule(const Operation& op, std::span<const RowItem> items, Scrat
 void Combine(const Operation& op, const RowItem& item, uint32_t kv_head, float* partials) {
   const uint32_t rows = op.PackedRows(item);
   const size_t floats = SoftmaxState::Floats(rows, op.padded_dim);
-  float* first = partials + floats * Chunks(item) * kv_head;
+  const uint32_t chunks = Chunks(item.run);
+  float* first = partials + floats * chunks * kv_head;
   const auto total = SoftmaxState::In(first, rows, op.padded_dim);
-  for (uint32_t chunk = 1; chunk < Chunks(item); ++chunk) {
+  for (uint32_t chunk = 1; chunk < chunks; ++chunk) {
     total.Add(SoftmaxState::In(first + floats * chunk, rows, op.padded_dim));
   }
   WriteRows(op, item, kv_head, total);
@@ -225,42 +274,55 @@ void Combine(const Operation& op, const RowItem& item, uint32_t kv_head, float* 
 
 }  // namespace
 
-void AppendItems(const RowItem& rows, uint32_t group, std::vector<RowItem>& items) {
+void AppendItems(const RowItem& rows, uint32_t group, uint32_t window,
+                 std::vector<RowItem>& items) {
   const uint32_t most = std::max(kMaxPackedRows / group, 1U);
   RowItem next{{}, rows.run, rows.out, rows.lse};
-  next.run.keys = 0;
   uint32_t packed = 0;
+  const auto start = [&] {
+    next.segments.clear();
+    next.run.keys = 0;
+    next.run.first_key = window > 0 ? rows.run.keys : 0;
+    packed = 0;
+  };
+  const auto finish = [&] {
+    next.run.first_key = std::min(next.run.first_key, next.run.keys);
+    items.push_back(next);
+  };
+  start();
   for (const RowSegment& segment : rows.segments) {
     for (uint32_t done = 0; done < segment.rows;) {
       const uint32_t count = std::min(segment.rows - done, most - packed);
       next.segments.push_back({segment.first_row + done, count, segment.first_visible + done});
+      const int64_t first_sees = segment.first_visible + done - window;
+      next.run.first_key =
+          static_cast<uint32_t>(std::clamp<int64_t>(first_sees, 0, next.run.first_key));
       done += count;
       packed += count;
       const int64_t last_sees = segment.first_visible + done - 1;
       next.run.keys =
           static_cast<uint32_t>(std::clamp<int64_t>(last_sees, next.run.keys, rows.run.keys));
       if (packed == most) {
-        items.push_back(next);
-        next.segments.clear();
-        next.run.keys = 0;
-        packed = 0;
+        finish();
+        start();
       }
     }
   }
-  if (packed > 0) items.push_back(std::move(next));
+  if (packed > 0) finish();
 }
 
-void AttendRows(const KvView& kv, uint32_t layer, uint32_t query_heads, float scale,
+void AttendRows(const KvView& kv, uint32_t layer, const Batch& batch,
                 std::span<const RowItem> items, const float* q) {
   const KvLayout& layout = kv.layout();
   const Operation op{.kv = kv,
                      .layer = layer,
-                     .query_heads = query_heads,
+                     .query_heads = batch.query_heads,
                      .kv_heads = layout.kv_heads,
-                     .group = query_heads / layout.kv_heads,
+                     .group = batch.query_heads / layout.kv_heads,
                      .dim = layout.head_dim,
                      .padded_dim = PaddedDim(layout.head_dim),
-                     .scale = scale,
+                     .scale = batch.scale,
+                     .kind = batch.kind,
                      .q = q,
                      .attend_tile = BestTileKernel().attend};
   Scratch partials;

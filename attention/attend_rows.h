@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/attention.h"
 #include "kvcache/kv_view.h"
 
 namespace kvrelay::attention {
@@ -20,7 +21,8 @@ inline constexpr uint32_t kChunkKeys = 256;
 inline constexpr uint32_t kMaxPackedRows = 256;
 
 // Consecutive rows of Q. Row first_row + i sees the keys at positions < first_visible + i of the
-// run: none when that is not positive, all when it is past the end.
+// run, of these with a window only the last: none when that is not positive, all when it is past
+// the end. It stands at the last position that it could see, first_visible + i - 1.
 struct RowSegment {
   uint32_t first_row = 0;
   uint32_t rows = 0;
@@ -32,6 +34,7 @@ struct KeyRun {
   std::span<const BlockId> head;
   std::span<const BlockId> tail;
   uint32_t keys = 0;
+  uint32_t first_key = 0;  // <= keys; what is before it is behind the windows of all rows
 };
 
 // Rows that meet one run of keys, in every KV head. `out` and `lse` have the shape of Q and its
@@ -44,11 +47,11 @@ struct RowItem {
 };
 
 // Cuts `rows` into items of at most kMaxPackedRows packed rows, each with only the keys that its
-// rows see, and appends them. `group` is query heads per KV head.
-void AppendItems(const RowItem& rows, uint32_t group, std::vector<RowItem>& items);
+// rows see, and appends them. `group` is query heads per KV head, `window` as in AttentionKind.
+void AppendItems(const RowItem& rows, uint32_t group, uint32_t window, std::vector<RowItem>& items);
 
-// Computes all items, on ParallelFor.
-void AttendRows(const KvView& kv, uint32_t layer, uint32_t query_heads, float scale,
+// Computes all items, made with the batch's window, on ParallelFor.
+void AttendRows(const KvView& kv, uint32_t layer, const Batch& batch,
                 std::span<const RowItem> items, const float* q);
 
 }  // namespace kvrelay::attention

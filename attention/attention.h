@@ -28,10 +28,24 @@ struct Sequence {
   std::span<const BlockId> blocks;
 };
 
+// What a layer does beyond scaled, causal softmax; layers of one model may differ. In this order: a
+// dot product is scaled, capped, gets its bias, and counts if the row sees the key.
+struct AttentionKind {
+  // A row sees this many tokens, itself and the last ones before it; 0: all before it.
+  uint32_t window = 0;
+  float soft_cap = 0;  // logits become soft_cap * tanh(logit / soft_cap); 0: they stay
+  // Attention with linear biases: one slope per query head of this rank, times (the key's position
+  // - the row's); empty: none.
+  std::span<const float> alibi_slopes{};
+
+  bool changes_logits() const { return soft_cap != 0 || !alibi_slopes.empty(); }
+};
+
 struct Batch {
   std::span<const Sequence> sequences;
   uint32_t query_heads = 0;  // of this rank
   float scale = 1.0F;
+  AttentionKind kind{};
 };
 
 // RelayConfig of the field, as far as the operator needs it.
@@ -67,10 +81,11 @@ void NaiveAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::s
 void PagedAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::span<const float> q,
                     std::span<float> out, std::span<float> lse);
 
-// Relay attention: per group one pass of all its rows over the shared prefix (no mask), a paged
-// pass of each sequence over its own blocks, merged: alpha = 1 / (1 + exp(lse_usr - lse_sys)), out
-// = alpha * sys + (1 - alpha) * usr. Sequences in `metadata.paged` run plain paged attention. Equal
-// to PagedAttention within fp32 rounding.
+// Relay attention: per group one pass of all its rows over the shared prefix, a paged pass of each
+// sequence over its own blocks, merged: alpha = 1 / (1 + exp(lse_usr - lse_sys)), out = alpha * sys
+// + (1 - alpha) * usr. A window that ends inside the prefix hides the prefix's first tokens from a
+// row, one that ends behind it hides all of it. Sequences in `metadata.paged` run plain paged
+// attention. Equal to PagedAttention within fp32 rounding.
 void RelayAttention(const KvView& kv, uint32_t layer, const Batch& batch,
                     const RelayMetadata& metadata, std::span<const float> q, std::span<float> out,
                     std::span<float> lse);

@@ -10,9 +10,9 @@ void PagedAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::s
   std::vector<RowItem> items;
   items.reserve(batch.sequences.size());
   for (const Sequence& sequence : batch.sequences) {
-    AppendItems(AllKeys(sequence, out.data(), lse.data()), group, items);
+    AppendItems(AllKeys(sequence, out.data(), lse.data()), group, batch.kind.window, items);
   }
-  AttendRows(kv, layer, batch.query_heads, batch.scale, items, q.data());
+  AttendRows(kv, layer, batch, items, q.data());
 }
 
 }  // namespace kvrelay::attention

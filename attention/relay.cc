@@ -12,6 +12,7 @@ void RelayAttention(const KvView& kv, uint32_t layer, const Batch& batch,
                     std::span<float> lse) {
   const KvLayout& layout = kv.layout();
   const uint32_t group = batch.query_heads / layout.kv_heads;
+  const uint32_t window = batch.kind.window;
   // The prefix passes' results, in the shape of the whole batch.
   const bool relay = !metadata.groups.empty();
   const auto prefix_out = std::make_unique_for_overwrite<float[]>(relay ? out.size() : 0);
@@ -27,18 +28,19 @@ void RelayAttention(const KvView& kv, uint32_t layer, const Batch& batch,
       rows.segments.push_back(Rows(batch.sequences[i]));
       merged.push_back(i);
     }
-    AppendItems(rows, group, items);
+    AppendItems(rows, group, window, items);
   }
   for (const RelayMetadata::Group& shared : metadata.groups) {
     const auto tokens = static_cast<uint32_t>(shared.prefix.size() * layout.block_size);
     for (const uint32_t i : shared.sequences) {
-      AppendItems(OwnKeys(batch.sequences[i], tokens, out.data(), lse.data()), group, items);
+      AppendItems(OwnKeys(batch.sequences[i], tokens, out.data(), lse.data()), group, window,
+                  items);
     }
   }
   for (const uint32_t i : metadata.paged) {
-    AppendItems(AllKeys(batch.sequences[i], out.data(), lse.data()), group, items);
+    AppendItems(AllKeys(batch.sequences[i], out.data(), lse.data()), group, window, items);
   }
-  AttendRows(kv, layer, batch.query_heads, batch.scale, items, q.data());
+  AttendRows(kv, layer, batch, items, q.data());
 
   ParallelFor(merged.size(), 16, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {

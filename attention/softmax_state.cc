@@ -29,13 +29,19 @@ void SoftmaxState::Clear() const {
 void SoftmaxState::Add(const SoftmaxState& later) const {
   for (uint32_t r = 0; r < rows; ++r) {
     if (later.m[r] == kNegInf && later.l[r] == 0.0F) continue;  // it saw no key
+    const float* from = later.acc + size_t{r} * padded_dim;
+    float* into = acc + size_t{r} * padded_dim;
+    if (m[r] == kNegInf && l[r] == 0.0F) {  // we did not: its bits, not their sum with zeros
+      std::copy_n(from, padded_dim, into);
+      m[r] = later.m[r];
+      l[r] = later.l[r];
+      continue;
+    }
     const float largest = std::max(m[r], later.m[r]);
     const float ours = std::exp(m[r] - largest);
     const float theirs = std::exp(later.m[r] - largest);
     m[r] = largest;
     l[r] = l[r] * ours + later.l[r] * theirs;
-    float* into = acc + size_t{r} * padded_dim;
-    const float* from = later.acc + size_t{r} * padded_dim;
     for (uint32_t d = 0; d < padded_dim; ++d) into[d] = into[d] * ours + from[d] * theirs;
   }
 }

@@ -32,14 +32,18 @@ struct KeyTile {
   const std::byte* v[kTileKeys] = {};
 };
 
-// Online-softmax state of `rows` packed query rows. Row r sees the keys at positions < visible[r];
-// it has seen some of them already: acc = sum exp(logit - m) * v (padding stays zero), l = sum
-// exp(logit - m), m = largest logit (-inf: none).
+// Online-softmax state of `rows` packed query rows. Row r sees the keys at positions [begin[r],
+// end[r]), none where that is empty; it has seen some of them already: acc = sum exp(logit - m) * v
+// (padding stays zero), l = sum exp(logit - m), m = largest logit (-inf: none).
 struct RowBlock {
   uint32_t rows = 0;
   uint32_t head_dim = 0;
   float scale = 1.0F;
-  const uint32_t* visible = nullptr;  // [rows]
+  float soft_cap = 0;                 // as in AttentionKind
+  const uint32_t* begin = nullptr;    // [rows]; null: all 0
+  const uint32_t* end = nullptr;      // [rows]
+  const float* slope = nullptr;       // [rows], of ALiBi; null: none
+  const int32_t* position = nullptr;  // [rows], where each row stands; with `slope`
   const float* q = nullptr;           // [rows][head_dim]
   float* acc = nullptr;               // [rows][PaddedDim(head_dim)], 64-byte aligned
   float* m = nullptr;                 // [rows]

@@ -24,7 +24,8 @@ std::vector<TileKernel> Kernels() {
   return {list.kernels.begin(), list.kernels.begin() + static_cast<ptrdiff_t>(list.count)};
 }
 
-// Rows with different numbers of visible keys, some of none, against fp64.
+// Rows that see different keys, some none, with and without window, soft cap and ALiBi, against
+// fp64.
 TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
   std::mt19937_64 random(Seed());
   SCOPED_TRACE("KVRELAY_SEED=" + std::to_string(Seed()));
@@ -48,10 +49,22 @@ TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
     }
     std::vector<float> q(size_t{rows} * dim);
     for (float& x : q) x = normal(random);
-    std::vector<uint32_t> visible(rows);
-    for (uint32_t& sees : visible) {
-      sees = tile.first - 2 + static_cast<uint32_t>(random() % (count + 4));
+    std::vector<uint32_t> begin(rows);
+    std::vector<uint32_t> end(rows);
+    std::vector<float> slope(rows);
+    std::vector<int32_t> position(rows);
+    const auto around = [&] {
+      return tile.first - 2 + static_cast<uint32_t>(random() % (count + 4));
+    };
+    for (uint32_t r = 0; r < rows; ++r) {
+      end[r] = around();
+      begin[r] = random() % 4 == 0 ? 0 : around();
+      slope[r] = std::ldexp(1.0F, -static_cast<int>(random() % 9));
+      position[r] = static_cast<int32_t>(end[r] + random() % 3) - 1;
     }
+    const bool window = random() % 2 == 0;
+    const bool alibi = random() % 2 == 0;
+    const float soft_cap = random() % 2 == 0 ? 0.0F : 3.0F;
 
     Scratch memory;
     const auto state =
@@ -62,7 +75,11 @@ TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
                       {.rows = rows,
                        .head_dim = dim,
                        .scale = 0.25F,
-                       .visible = visible.data(),
+                       .soft_cap = soft_cap,
+                       .begin = window ? begin.data() : nullptr,
+                       .end = end.data(),
+                       .slope = alibi ? slope.data() : nullptr,
+                       .position = position.data(),
                        .q = q.data(),
                        .acc = state.acc,
                        .m = state.m,
@@ -70,14 +87,20 @@ TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
                       scratch.Reserve(TileScratchFloats(dim)));
 
     for (uint32_t r = 0; r < rows; ++r) {
-      const uint32_t sees = std::min(count, visible[r] > tile.first ? visible[r] - tile.first : 0);
+      uint32_t sees = 0;
       std::vector<double> want(dim, 0.0);
       double total = 0;
-      for (uint32_t i = 0; i < sees; ++i) {
+      for (uint32_t i = 0; i < count; ++i) {
+        const uint32_t key = tile.first + i;
+        if (key >= end[r] || (window && key < begin[r])) continue;
+        ++sees;
         double dot = 0;
         for (uint32_t d = 0; d < dim; ++d)
           dot += double{q[r * dim + d]} * Widen(dtype, tile.k[i], d);
-        const double weight = std::exp(dot * 0.25);
+        double logit = dot * 0.25;
+        if (soft_cap != 0) logit = soft_cap * std::tanh(logit / soft_cap);
+        if (alibi) logit += slope[r] * static_cast<double>(int64_t{key} - position[r]);
+        const double weight = std::exp(logit);
         total += weight;
         for (uint32_t d = 0; d < dim; ++d) want[d] += weight * Widen(dtype, tile.v[i], d);
       }
@@ -120,7 +143,7 @@ TEST_P(TileKernelTest, WidensEveryHalfExactly) {
                         {.rows = 1,
                          .head_dim = kDim,
                          .scale = 1.0F,
-                         .visible = &visible,
+                         .end = &visible,
                          .q = q.data(),
                          .acc = state.acc,
                          .m = state.m,
@@ -161,7 +184,7 @@ TEST_P(TileKernelTest, WeightsAreExponentialsDownToTheSmallest) {
                       {.rows = 1,
                        .head_dim = 1,
                        .scale = 1.0F,
-                       .visible = &visible,
+                       .end = &visible,
                        .q = &q,
                        .acc = state.acc,
                        .m = state.m,
