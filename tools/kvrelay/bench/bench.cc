@@ -79,6 +79,13 @@ std::string Spread::ToText() const {
   return FormatNumber(min) + " / " + FormatNumber(median) + " / " + FormatNumber(max);
 }
 
+nlohmann::ordered_json TimesOf(const std::vector<double>& us) {
+  return {{"p50_us", Percentile(us, 0.5)},
+          {"p99_us", Percentile(us, 0.99)},
+          {"min_us", Percentile(us, 0)},
+          {"count", us.size()}};
+}
+
 std::string FormatNumber(double value) {
   const int digits =
       value == 0 ? 0 : std::max(0, 2 - static_cast<int>(std::floor(std::log10(std::abs(value)))));

@@ -62,8 +62,9 @@ Status RunOwners(Channel& reader, const ControlOptions& options, const std::stri
   TimePoint start = steady_clock::now();
   std::vector<std::unique_ptr<EngineSide>> owners;
   for (uint32_t i = 0; i < options.owners; ++i) {
-    KVRELAY_ASSIGN_OR_RETURN(owners.emplace_back(),
-                             EngineSide::Create(folder + "/owners", options.leases_each()));
+    KVRELAY_ASSIGN_OR_RETURN(
+        owners.emplace_back(),
+        EngineSide::Create(folder + "/owners", options.leases_each(), nullptr));
   }
   report.start_seconds = SecondsSince(start);
   const uint64_t before = ResidentBytes();
@@ -172,7 +173,7 @@ Result<std::string> Bench(const ControlOptions& options, const std::string& fold
                            }));
   KVRELAY_ASSIGN_OR_RETURN(
       const auto reader,
-      EngineSide::Create(folder + "/reader", std::max(options.pulls, options.owners)));
+      EngineSide::Create(folder + "/reader", std::max(options.pulls, options.owners), nullptr));
   OwnersReport owners;
   KVRELAY_RETURN_IF_ERROR(owners_process.channel().Receive(owners));
   // One of each owner for the handshakes; the others by turns of the owners.

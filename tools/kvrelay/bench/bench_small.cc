@@ -1,24 +1,20 @@
 // kvrelay bench small: one block of 4 KiB, from the call to its completion as the caller sees it.
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
-#include <future>
 #include <memory>
-#include <mutex>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "proto/ticket.h"
 #include "tools/common/output.h"
 #include "tools/common/start.h"
 #include "tools/common/table.h"
+#include "tools/kvrelay/bench/agent_pulls.h"
 #include "tools/kvrelay/bench/bench.h"
-#include "tools/kvrelay/bench/engine_side.h"
 #include "tools/kvrelay/bench/pull_way.h"
 #include "tools/kvrelay/bench/spread.h"
+#include "transport/curve.h"
 
 namespace kvrelay::tools {
 namespace {
@@ -45,13 +41,6 @@ struct WayTimes {
   std::vector<double> cold = {};  // us
   std::string failure = {};
 };
-
-Json TimesOf(const std::vector<double>& us) {
-  return {{"p50_us", Percentile(us, 0.5)},
-          {"p99_us", Percentile(us, 0.99)},
-          {"min_us", Percentile(us, 0)},
-          {"count", us.size()}};
-}
 
 // Blocks by turns, so that none is in a cache because it was just read.
 class Blocks {
@@ -160,155 +149,6 @@ Json MeasureConnects(const PullWays& ways) {
   return out;
 }
 
-// One load of the agent, claim and release included: seconds as the caller sees it.
-Result<double> LoadOnce(EngineSide& reader, const proto::Ticket& ticket, agent::PullStats& stats) {
-  std::mutex mutex;
-  std::condition_variable done;
-  std::optional<Result<agent::LoadResult>> result;
-  const TimePoint start = steady_clock::now();
-  reader.agent().Post([&] {
-    reader.Load(ticket, [&](Result<agent::LoadResult> r) {
-      const std::lock_guard lock(mutex);
-      result = std::move(r);
-      done.notify_one();
-    });
-  });
-  std::unique_lock lock(mutex);
-  done.wait(lock, [&] { return result.has_value(); });  // a load has its own deadline
-  const double seconds = std::chrono::duration<double>(steady_clock::now() - start).count();
-  if (!result->has_value()) return Error(result->error());
-  stats = (*result)->own;
-  return seconds;
-}
-
-Result<proto::Ticket> ReceiveTicket(Channel& owner) {
-  std::string text;
-  KVRELAY_RETURN_IF_ERROR(owner.ReceiveText(text));
-  return proto::DecodeTicket(text);
-}
-
-// Loads that have claimed their leases, and wait to be told to pull.
-class ClaimedLoads {
- public:
-  static Result<std::unique_ptr<ClaimedLoads>> Claim(EngineSide& reader, Channel& owner,
-                                                     uint32_t count) {
-    auto loads = std::unique_ptr<ClaimedLoads>(new ClaimedLoads(reader));
-    for (uint32_t i = 0; i < count; ++i) {
-      KVRELAY_ASSIGN_OR_RETURN(const proto::Ticket ticket, ReceiveTicket(owner));
-      reader.agent().Post([loads = loads.get(), ticket] {
-        loads->loads_.push_back(loads->reader_.Claim(
-            ticket,
-            {.finished = [loads](const Result<agent::LoadResult>& r) { loads->OnFinished(r); },
-             .drained = [loads] { loads->OnDrained(); }}));
-      });
-    }
-    const TimePoint until = steady_clock::now() + std::chrono::seconds(30);
-    while (loads->Claimed() < count) {
-      if (steady_clock::now() > until) {
-        return Error(Code::kDeadlineExceeded, "not all leases are claimed after 30 s");
-      }
-      std::this_thread::sleep_for(Millis(1));
-    }
-    return loads;
-  }
-
-  // Seconds from the order to pull to the completion, both on the agent's control thread.
-  Result<double> PullNext() {
-    reader_.agent().Post([this] {
-      const std::shared_ptr<agent::Load> load = loads_[next_++].lock();
-      start_ = steady_clock::now();
-      if (load) load->SetReady();  // else it has failed already
-    });
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return ended_.has_value(); });  // a load has its own deadline
-    const Result<double> seconds = *std::exchange(ended_, std::nullopt);
-    return seconds;
-  }
-
- private:
-  explicit ClaimedLoads(EngineSide& reader) : reader_(reader) {}
-
-  uint64_t Claimed() {
-    std::promise<uint64_t> held;
-    reader_.agent().Post([this, &held] {
-      reader_.agent().Describe(
-          [&held](const agent::EngineSnapshot& snapshot) { held.set_value(snapshot.claims_held); });
-    });
-    return held.get_future().get();
-  }
-  void OnFinished(const Result<agent::LoadResult>& result) {
-    const double seconds = std::chrono::duration<double>(steady_clock::now() - start_).count();
-    const std::lock_guard lock(mutex_);
-    finished_ = result.has_value() ? Result<double>(seconds) : Error(result.error());
-  }
-  void OnDrained() {
-    const std::lock_guard lock(mutex_);
-    ended_ = std::exchange(finished_, std::nullopt);
-    done_.notify_one();
-  }
-
-  EngineSide& reader_;
-  // The control thread.
-  std::vector<std::weak_ptr<agent::Load>> loads_;
-  size_t next_ = 0;
-  TimePoint start_;
-
-  std::mutex mutex_;
-  std::condition_variable done_;
-  // Under the mutex.
-  std::optional<Result<double>> finished_;
-  std::optional<Result<double>> ended_;  // drained, too
-};
-
-Result<Json> MeasureClaimed(const SmallOptions& options, EngineSide& reader, Channel& owner,
-                            uint32_t count) {
-  constexpr uint32_t kAtOnce = 16;
-  const auto pull = [&](uint32_t left, Duration silence, std::vector<double>& us) -> Status {
-    while (left > 0) {
-      const uint32_t some = std::min(kAtOnce, left);
-      KVRELAY_ASSIGN_OR_RETURN(const auto loads, ClaimedLoads::Claim(reader, owner, some));
-      for (uint32_t i = 0; i < some; ++i) {
-        std::this_thread::sleep_for(silence);
-        KVRELAY_ASSIGN_OR_RETURN(const double seconds, loads->PullNext());
-        us.push_back(seconds * 1e6);
-      }
-      left -= some;
-    }
-    return {};
-  };
-  std::vector<double> hot;
-  std::vector<double> cold;
-  KVRELAY_RETURN_IF_ERROR(pull(count, {}, hot));
-  KVRELAY_RETURN_IF_ERROR(pull(options.silences, Millis(options.silence_ms), cold));
-  Json json = {{"hot", TimesOf(hot)}};
-  if (!cold.empty()) json["cold"] = TimesOf(cold);
-  return json;
-}
-
-Result<Json> MeasureAgent(const SmallOptions& options, EngineSide& reader, Channel& owner,
-                          uint32_t count) {
-  std::vector<double> load_us;
-  std::vector<double> pull_us;
-  double first_ms = 0;
-  for (uint32_t i = 0; i < count; ++i) {
-    KVRELAY_ASSIGN_OR_RETURN(const proto::Ticket ticket, ReceiveTicket(owner));
-    agent::PullStats stats;
-    KVRELAY_ASSIGN_OR_RETURN(const double seconds, LoadOnce(reader, ticket, stats));
-    if (i == 0) {
-      first_ms = seconds * 1e3;
-      continue;
-    }
-    load_us.push_back(seconds * 1e6);
-    pull_us.push_back(stats.pull_ms * 1e3);
-  }
-  KVRELAY_ASSIGN_OR_RETURN(Json claimed, MeasureClaimed(options, reader, owner, count));
-  return Json{{"first_load_ms", first_ms},  // with the handshake
-              {"load", TimesOf(load_us)},   // from the ticket: claim, pull, release
-              {"pull", TimesOf(pull_us)},   // of it, on the rank
-              // Of a claimed lease, from the call that says so to the completion.
-              {"claimed_pull", std::move(claimed)}};
-}
-
 std::string Report(const SmallOptions& options, const Json& json) {
   if (options.json) return json.dump(1) + "\n";
   Table table({"way", ">hot p50 us", ">p99", ">cold p50", ">p99"});
@@ -323,27 +163,20 @@ std::string Report(const SmallOptions& options, const Json& json) {
          "\nagent: " + json["agent"].dump() + "\n";
 }
 
-Status RunLeases(Channel& reader, const std::string& folder, uint32_t count) {
-  KVRELAY_ASSIGN_OR_RETURN(const auto owner, EngineSide::Create(folder + "/agents", count));
-  KVRELAY_ASSIGN_OR_RETURN(const auto tickets, owner->Offer(count));
-  for (const proto::Ticket& ticket : tickets) {
-    KVRELAY_RETURN_IF_ERROR(reader.SendText(proto::EncodeTicket(ticket)));
-  }
-  char end = 0;
-  return reader.Receive(end);
-}
-
 Result<std::string> Bench(const SmallOptions& options, const std::string& folder) {
   const uint64_t memory_bytes = uint64_t{options.mib} << 20;
-  const uint32_t loads = std::min<uint32_t>(options.count, 2000) + 1;
-  const uint32_t leases = 2 * loads + options.silences;
+  const AgentPulls agents{.loads = std::min<uint32_t>(options.count, 2000),
+                          .silences = options.silences,
+                          .silence = Millis(options.silence_ms)};
+  const auto curve =
+      std::make_shared<const transport::CurveIdentity>(transport::NewCurveIdentity());
   KVRELAY_ASSIGN_OR_RETURN(auto sockets, TcpPair());
   KVRELAY_ASSIGN_OR_RETURN(Beside owner, Beside::Start([&](Channel& channel) {
                              return RunOwner(channel, std::move(sockets.second), folder + "/owner",
                                              memory_bytes);
                            }));
   KVRELAY_ASSIGN_OR_RETURN(Beside lender, Beside::Start([&](Channel& channel) {
-                             return RunLeases(channel, folder, leases);
+                             return OfferToAgents(channel, folder, agents, curve);
                            }));
   Json json = {{"schema", 1},
                {"benchmark", "small"},
@@ -358,9 +191,7 @@ Result<std::string> Bench(const SmallOptions& options, const std::string& folder
     json["rows"] = MeasureWays(options, ways, memory_bytes);
     json["connects"] = MeasureConnects(ways);
   }
-  KVRELAY_ASSIGN_OR_RETURN(const auto reader,
-                           EngineSide::Create(folder + "/agents-reader", leases));
-  KVRELAY_ASSIGN_OR_RETURN(json["agent"], MeasureAgent(options, *reader, lender.channel(), loads));
+  KVRELAY_ASSIGN_OR_RETURN(json["agent"], MeasureAgents(lender.channel(), folder, agents, curve));
   return Report(options, json);
 }
 

@@ -17,8 +17,9 @@ KvLayout LayoutOf(uint32_t blocks) {
 
 }  // namespace
 
-Result<std::unique_ptr<EngineSide>> EngineSide::Create(const std::string& run_dir,
-                                                       uint32_t blocks) {
+Result<std::unique_ptr<EngineSide>> EngineSide::Create(
+    const std::string& run_dir, uint32_t blocks,
+    std::shared_ptr<const transport::CurveIdentity> curve) {
   const KvLayout layout = LayoutOf(blocks);
   KVRELAY_ASSIGN_OR_RETURN(Region kv, Region::AllocateHost(layout.dense_bytes(), "kvrelay-bench"));
   std::unique_ptr<EngineSide> side(new EngineSide(std::move(kv), blocks));
@@ -30,6 +31,7 @@ Result<std::unique_ptr<EngineSide>> EngineSide::Create(const std::string& run_di
   options.transport = "mapped";
   options.run_dir = run_dir;
   options.record_slots = blocks;
+  options.curve = std::move(curve);
   options.lease_ttl = kAtMost * 5;
   KVRELAY_ASSIGN_OR_RETURN(
       side->agent_, agent::EngineAgent::Create(std::move(options), {{layout, shard, {&side->kv_}}},

@@ -22,7 +22,10 @@ class EngineSide {
   static constexpr uint32_t kBlockTokens = 16;
   static constexpr uint64_t kBlockBytes = 4096;  // K and V, 2 KiB each
 
-  static Result<std::unique_ptr<EngineSide>> Create(const std::string& run_dir, uint32_t blocks);
+  // `curve`: keys of the agents; null: none.
+  static Result<std::unique_ptr<EngineSide>> Create(
+      const std::string& run_dir, uint32_t blocks,
+      std::shared_ptr<const transport::CurveIdentity> curve);
   ~EngineSide() { agent_->Shutdown(); }
   EngineSide(const EngineSide&) = delete;
   EngineSide& operator=(const EngineSide&) = delete;

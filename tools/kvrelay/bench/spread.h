@@ -20,6 +20,9 @@ Spread SpreadOf(std::vector<double> values);
 // The value below which `part` of them lie.
 double Percentile(std::vector<double> values, double part);
 
+// p50, p99 and min of at least one time in microseconds, and how many there are.
+nlohmann::ordered_json TimesOf(const std::vector<double>& us);
+
 // Three digits that matter: "0.0123", "1.23", "123".
 std::string FormatNumber(double value);
 
