@@ -17,4 +17,4 @@ set(KVRELAY_MAY_USE_tools base kvcache proto transport attention agent engine)
 
 # kvcache/ holds two targets. These sources, and their headers, allocate, export and copy memory (kvcache_memory);
 # everything else there is pure values (kvcache) and must not include them.
-set(KVRELAY_KVCACHE_MEMORY_SOURCES device*.cc region*.cc copy_host*.cc *_memory.cc)
+set(KVRELAY_KVCACHE_MEMORY_SOURCES device*.cc memfd*.cc region*.cc copy_host*.cc *_memory.cc)

@@ -7,16 +7,43 @@
 #include <utility>
 
 namespace kvrelay {
+namespace {
+
+class FreeList final : public BlockSource {
+ public:
+  explicit FreeList(uint32_t num_blocks) : num_blocks_(num_blocks) {
+    for (BlockId block = 0; block < num_blocks; ++block) free_.push_back(block);
+  }
+  uint32_t num_ids() const override { return num_blocks_; }
+  uint32_t num_blocks() const override { return num_blocks_; }
+  uint32_t free_blocks() const override { return static_cast<uint32_t>(free_.size()); }
+  Result<std::vector<BlockId>> Take(uint32_t count) override {
+    if (count > free_.size()) {
+      return Error(Code::kOverloaded, "asked for " + std::to_string(count) + " KV blocks, " +
+                                          std::to_string(free_.size()) + " of " +
+                                          std::to_string(num_blocks_) + " are free");
+    }
+    std::vector<BlockId> blocks(free_.begin(), free_.begin() + count);
+    free_.erase(free_.begin(), free_.begin() + count);
+    return blocks;
+  }
+  void Give(BlockId block) override { free_.push_back(block); }
+  Status Prepare(std::span<const BlockId> /*blocks*/) override { return Status::Ok(); }
+
+ private:
+  const uint32_t num_blocks_;
+  std::deque<BlockId> free_;  // longest free first
+};
+
+}  // namespace
 
 struct BlockPool::State {
-  explicit State(uint32_t num_blocks) : references(num_blocks, 0) {
-    for (BlockId block = 0; block < num_blocks; ++block) free.push_back(block);
-  }
+  explicit State(std::unique_ptr<BlockSource> from)
+      : source(std::move(from)), references(source->num_ids(), 0) {}
 
+  const std::unique_ptr<BlockSource> source;
   mutable std::mutex mutex;
-  // Both under `mutex`: a block is in `free` exactly when its count is 0.
-  std::vector<uint32_t> references;
-  std::deque<BlockId> free;  // longest free first
+  std::vector<uint32_t> references;  // under `mutex`; 0: the source has it
 };
 
 BlockTable::BlockTable(std::shared_ptr<BlockPool> pool, std::vector<BlockId> blocks)
@@ -58,43 +85,41 @@ void BlockTable::Reset() {
 }
 
 std::shared_ptr<BlockPool> BlockPool::Create(uint32_t num_blocks) {
-  return std::shared_ptr<BlockPool>(new BlockPool(num_blocks));
+  return Create(std::make_unique<FreeList>(num_blocks));
 }
 
-BlockPool::BlockPool(uint32_t num_blocks) : state_(std::make_unique<State>(num_blocks)) {}
+std::shared_ptr<BlockPool> BlockPool::Create(std::unique_ptr<BlockSource> source) {
+  return std::shared_ptr<BlockPool>(new BlockPool(std::move(source)));
+}
+
+BlockPool::BlockPool(std::unique_ptr<BlockSource> source)
+    : state_(std::make_unique<State>(std::move(source))) {}
 
 BlockPool::~BlockPool() = default;
 
-Result<BlockTable> BlockPool::Allocate(uint32_t count) {
+Result<BlockTable> BlockPool::Allocate(uint32_t count, uint32_t ready) {
+  assert(ready <= count);
   if (count > num_blocks()) {
     return Error(Code::kTooLarge, "asked for " + std::to_string(count) +
                                       " KV blocks, the pool has " + std::to_string(num_blocks()));
   }
+  if (count == 0) return BlockTable(shared_from_this(), {});
   std::vector<BlockId> blocks;
-  blocks.reserve(count);
   {
     const std::lock_guard lock(state_->mutex);
-    const size_t available = state_->free.size();
-    if (count > available) {
-      return Error(Code::kOverloaded, "asked for " + std::to_string(count) + " KV blocks, " +
-                                          std::to_string(available) + " of " +
-                                          std::to_string(num_blocks()) + " are free");
-    }
-    for (uint32_t i = 0; i < count; ++i) {
-      const BlockId block = state_->free.front();
-      state_->free.pop_front();
-      state_->references[block] = 1;
-      blocks.push_back(block);
-    }
+    KVRELAY_ASSIGN_OR_RETURN(blocks, state_->source->Take(count));
+    for (const BlockId block : blocks) state_->references[block] = 1;
   }
-  return BlockTable(shared_from_this(), std::move(blocks));
+  BlockTable table(shared_from_this(), std::move(blocks));
+  KVRELAY_RETURN_IF_ERROR(state_->source->Prepare(table.blocks().first(ready)));
+  return table;
 }
 
-uint32_t BlockPool::num_blocks() const { return static_cast<uint32_t>(state_->references.size()); }
+uint32_t BlockPool::num_blocks() const { return state_->source->num_blocks(); }
 
 uint32_t BlockPool::free_blocks() const {
   const std::lock_guard lock(state_->mutex);
-  return static_cast<uint32_t>(state_->free.size());
+  return state_->source->free_blocks();
 }
 
 uint32_t BlockPool::used_blocks() const { return num_blocks() - free_blocks(); }
@@ -111,7 +136,7 @@ void BlockPool::Release(std::span<const BlockId> blocks) {
   const std::lock_guard lock(state_->mutex);
   for (const BlockId block : blocks) {
     assert(state_->references[block] > 0);
-    if (--state_->references[block] == 0) state_->free.push_back(block);
+    if (--state_->references[block] == 0) state_->source->Give(block);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kvcache/block_source.h"
 #include "kvcache/layout.h"
 
 namespace kvrelay {
@@ -45,13 +46,17 @@ class BlockTable {
 // Any thread.
 class BlockPool : public std::enable_shared_from_this<BlockPool> {
  public:
+  // Blocks that are all there from the start. Those that were freed longest ago are given first, so
+  // that a stale reader has the longest time to notice.
   static std::shared_ptr<BlockPool> Create(uint32_t num_blocks);
+  static std::shared_ptr<BlockPool> Create(std::unique_ptr<BlockSource> source);
   ~BlockPool();
 
   // `count` blocks with one reference each, or kOverloaded (now) / kTooLarge (never) with both
-  // numbers; all or nothing. Blocks that were freed longest ago are given first, so that a stale
-  // reader has the longest time to notice.
-  Result<BlockTable> Allocate(uint32_t count);
+  // numbers; all or nothing. They can be written: by anybody the first `ready` of them, the others
+  // by the engine in its steps (of a virtual cache: kvcache/virtual_blocks.h).
+  Result<BlockTable> Allocate(uint32_t count) { return Allocate(count, count); }
+  Result<BlockTable> Allocate(uint32_t count, uint32_t ready);
 
   uint32_t num_blocks() const;
   uint32_t free_blocks() const;
@@ -60,7 +65,7 @@ class BlockPool : public std::enable_shared_from_this<BlockPool> {
  private:
   friend class BlockTable;
   struct State;
-  explicit BlockPool(uint32_t num_blocks);
+  explicit BlockPool(std::unique_ptr<BlockSource> source);
   void AddRef(std::span<const BlockId> blocks);
   void Release(std::span<const BlockId> blocks);
   std::unique_ptr<State> state_;

@@ -8,40 +8,24 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstring>
 #include <limits>
 #include <utility>
 
 #include "base/parallel.h"
 #include "kvcache/available_memory.h"
+#include "kvcache/memfd.h"
 
 // Newer than some C libraries' headers.
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
-#ifndef F_SEAL_FUTURE_WRITE
-#define F_SEAL_FUTURE_WRITE 0x0010
-#endif
 
 namespace kvrelay {
 namespace {
 
-constexpr size_t kMaxNameBytes = 200;  // memfd_create takes 249
 constexpr size_t kCommitGrain = size_t{64}
                                 << 20;  // bytes one thread commits at a time, about 20 ms
-
-Status NoMemory(const std::string& name, uint64_t bytes) {
-  return Error(Code::kResourceExhausted, "not enough memory for region " + name + ": asked " +
-                                             std::to_string(bytes) + " bytes, available " +
-                                             std::to_string(AvailableMemory()));
-}
-
-Status SystemError(const std::string& what, int error) {
-  const bool shortage = error == ENOMEM || error == ENOSPC || error == EMFILE || error == ENFILE;
-  return Error(shortage ? Code::kResourceExhausted : Code::kInternal,
-               what + ": " + std::strerror(error));
-}
 
 // Gives every page its memory now: a memfd without it is a promise that ends in SIGBUS (and, until
 // then, in a page fault at each page's first use). False when there is not enough.
@@ -55,15 +39,6 @@ bool Commit(std::byte* data, uint64_t bytes, int fd) {
   return error == EINVAL && ::fallocate(fd, 0, 0, static_cast<off_t>(bytes)) == 0;
 }
 
-Status Seal(int fd) {
-  const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-  // Linux before 5.1 does not know F_SEAL_FUTURE_WRITE. Without it the read-only descriptor still
-  // guards against accidents.
-  if (::fcntl(fd, F_ADD_SEALS, seals | F_SEAL_FUTURE_WRITE) == 0) return Status::Ok();
-  if (errno == EINVAL && ::fcntl(fd, F_ADD_SEALS, seals) == 0) return Status::Ok();
-  return SystemError("cannot seal a memfd", errno);
-}
-
 }  // namespace
 
 Result<Region> Region::AllocateHost(uint64_t bytes, const std::string& name) {
@@ -74,13 +49,7 @@ Result<Region> Region::AllocateHost(uint64_t bytes, const std::string& name) {
   }
   const uint64_t rounded = (bytes + page - 1) / page * page;
 
-  const UniqueFd fd(
-      ::memfd_create(name.substr(0, kMaxNameBytes).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd.valid()) return Error(SystemError("memfd_create for region " + name, errno));
-  if (::ftruncate(fd.get(), static_cast<off_t>(rounded)) != 0) {
-    return Error(SystemError(
-        "cannot size region " + name + " to " + std::to_string(rounded) + " bytes", errno));
-  }
+  KVRELAY_ASSIGN_OR_RETURN(const UniqueFd fd, MakeMemfd(rounded, name));
   auto mapping = std::make_shared<Mapping>();
   KVRELAY_ASSIGN_OR_RETURN(*mapping,
                            Mapping::Map(rounded, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get()));
@@ -92,12 +61,8 @@ Result<Region> Region::AllocateHost(uint64_t bytes, const std::string& name) {
   (void)::madvise(data, rounded, MADV_HUGEPAGE);
   if (!Commit(data, rounded, fd.get())) return Error(NoMemory(name, bytes));
   // After the mapping, which stays writable; the writable descriptor closes with this function.
-  KVRELAY_RETURN_IF_ERROR(Seal(fd.get()));
-  const std::string path = "/proc/self/fd/" + std::to_string(fd.get());
-  UniqueFd read_only(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!read_only.valid()) {
-    return Error(SystemError("cannot reopen " + path + " read-only", errno));
-  }
+  KVRELAY_RETURN_IF_ERROR(SealMemfd(fd.get(), Sealed::kSizeAndPages));
+  KVRELAY_ASSIGN_OR_RETURN(UniqueFd read_only, ReopenReadOnly(fd.get()));
   return Own(std::move(mapping), data, bytes, std::move(read_only), {}, name);
 }
 
@@ -131,6 +96,7 @@ Result<MappedRegion> MappedRegion::Map(UniqueFd fd, uint64_t bytes) {
   }
   MappedRegion region;
   region.bytes_ = bytes;
+  if (!KeepsPages(fd.get())) region.populated_ = bytes;
   KVRELAY_ASSIGN_OR_RETURN(region.mapping_, Mapping::Map(bytes, PROT_READ, MAP_SHARED, fd.get()));
   if (::madvise(region.mapping_.data(), bytes, MADV_DONTFORK) != 0) {
     return Error(SystemError("MADV_DONTFORK on a peer's region", errno));

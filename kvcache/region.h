@@ -59,7 +59,8 @@ class MappedRegion {
   // Takes the descriptor.
   static Result<MappedRegion> Map(UniqueFd fd, uint64_t bytes);
   // Enters the next `bytes` into the page tables ahead of their first use, which would otherwise
-  // cost a page fault each 64 KiB. False when nothing is left to do.
+  // cost a page fault each 64 KiB. False when nothing is left to do: at once where pages come and
+  // go (kvcache/sparse_memory.h).
   bool PopulateNext(uint64_t bytes);
   const std::byte* data() const;
   uint64_t bytes() const;
