@@ -59,6 +59,7 @@ class LlamaShard final : public ModelShard {
   void Resize(size_t rows);
   void Embed(const StepRows& step);
   void NormRows(const std::vector<float>& weight, size_t rows);
+  void NormHeads(const std::vector<float>& weight, float* heads, uint32_t count) const;
   void RotateAndStore(const StepRows& step, const RopeTable& rope, const KvView& kv,
                       uint32_t layer);
   void Attend(const StepRows& step, const KvView& kv, uint32_t layer);
@@ -108,6 +109,13 @@ void LlamaShard::NormRows(const std::vector<float>& weight, size_t rows) {
   });
 }
 
+void LlamaShard::NormHeads(const std::vector<float>& weight, float* heads, uint32_t count) const {
+  if (weight.empty()) return;
+  for (uint32_t head = 0; head < count; ++head, heads += weight.size()) {
+    RmsNorm(heads, weight, config_.rms_norm_eps, heads);
+  }
+}
+
 void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, const KvView& kv,
                                 uint32_t layer) {
   const size_t q = size_t{split_.query_heads} * config_.head_dim;
@@ -116,6 +124,8 @@ void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, con
   ParallelFor(step.token_ids.size(), kRowGrain, [&](size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row) {
       float* from = buffers_.qkv.data() + row * (q + 2 * kv_width);
+      NormHeads(weights_.layers[layer].q_norm, from, split_.query_heads);
+      NormHeads(weights_.layers[layer].k_norm, from + q, split_.kv.head_count);
       rope.Rotate(row, from, split_.query_heads + split_.kv.head_count);
       std::copy(from, from + q, buffers_.q.data() + row * q);
       WriteKv(kv, layer, step.blocks[row], step.positions[row] % block_size, from + q,
@@ -125,9 +135,11 @@ void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, con
 }
 
 void LlamaShard::Attend(const StepRows& step, const KvView& kv, uint32_t layer) {
-  const attention::Batch batch = {.sequences = step.sequences,
-                                  .query_heads = split_.query_heads,
-                                  .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim))};
+  const attention::Batch batch = {
+      .sequences = step.sequences,
+      .query_heads = split_.query_heads,
+      .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
+      .kind = {.window = config_.window(split_.kv.layer_begin + layer)}};
   if (step.relay != nullptr) {
     attention::RelayAttention(kv, layer, batch, *step.relay, buffers_.q, buffers_.attended,
                               buffers_.lse);
@@ -139,8 +151,7 @@ void LlamaShard::Attend(const StepRows& step, const KvView& kv, uint32_t layer) 
 void LlamaShard::FeedForward(const LlamaLayer& layer, size_t rows) {
   Buffers& b = buffers_;
   const size_t width = split_.intermediate;
-  MultiplyTransposed(b.normed.data(), rows, config_.hidden_size, layer.gate_up.values.data(),
-                     2 * width, b.gate_up.data(), 2 * width);
+  layer.gate_up.Apply(b.normed.data(), rows, b.gate_up.data());
   ParallelFor(rows, kRowGrain, [&](size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row) {
       float* gate = b.gate_up.data() + row * 2 * width;
@@ -148,8 +159,7 @@ void LlamaShard::FeedForward(const LlamaLayer& layer, size_t rows) {
       std::copy(gate, gate + width, b.activated.data() + row * width);
     }
   });
-  MultiplyTransposed(b.activated.data(), rows, width, layer.down.values.data(), config_.hidden_size,
-                     b.update.data(), config_.hidden_size);
+  layer.down.Apply(b.activated.data(), rows, b.update.data());
 }
 
 Status LlamaShard::AddUpdate() {
@@ -173,7 +183,6 @@ Status LlamaShard::Forward(const StepRows& step, const KvView& kv, const StageEd
                            std::span<float> logits, const LayersWritten& layers_written) {
   Buffers& b = buffers_;
   const size_t rows = step.token_ids.size();
-  const size_t q = size_t{split_.query_heads} * config_.head_dim;
   Resize(rows);
   if (split_.first_stage()) {
     Embed(step);
@@ -184,13 +193,11 @@ Status LlamaShard::Forward(const StepRows& step, const KvView& kv, const StageEd
   for (uint32_t i = 0; i < split_.kv.layer_count; ++i) {
     const LlamaLayer& layer = weights_.layers[i];
     NormRows(layer.input_norm, rows);
-    MultiplyTransposed(b.normed.data(), rows, config_.hidden_size, layer.qkv.values.data(),
-                       layer.qkv.rows, b.qkv.data(), layer.qkv.rows);
+    layer.qkv.Apply(b.normed.data(), rows, b.qkv.data());
     RotateAndStore(step, rope, kv, i);
     layers_written(i + 1);
     Attend(step, kv, i);
-    MultiplyTransposed(b.attended.data(), rows, q, layer.o.values.data(), config_.hidden_size,
-                       b.update.data(), config_.hidden_size);
+    layer.o.Apply(b.attended.data(), rows, b.update.data());
     KVRELAY_RETURN_IF_ERROR(AddUpdate());
     NormRows(layer.post_norm, rows);
     FeedForward(layer, rows);

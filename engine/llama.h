@@ -1,5 +1,6 @@
-// LlamaForCausalLM in fp32: pre-norm RMSNorm, grouped-query attention with rotary positions,
-// SwiGLU.
+// The Llama family in fp32: pre-norm RMSNorm, grouped-query attention with rotary positions,
+// SwiGLU; by configuration also biases, norms of Q's and K's heads, and layers with a sliding
+// window (whose cache holds all tokens all the same). llama_family.h has the members.
 //
 // Tensor parallel: Q, K, V, gate and up are split by outputs (whole heads; KV heads are replicated
 // where ranks outnumber them), O and down by inputs with an all-reduce behind them, the head by

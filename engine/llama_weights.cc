@@ -1,5 +1,6 @@
 #include "engine/llama_weights.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -16,67 +17,96 @@ Status ReadRows(const Checkpoint& checkpoint, const std::string& name, uint64_t 
       {.row_begin = begin, .rows = count, .column_begin = 0, .columns = columns}, out);
 }
 
-// Columns [begin, begin + count) of a weight matrix (row-parallel).
-Result<Matrix> ReadColumns(const Checkpoint& checkpoint, const std::string& name, uint64_t rows,
-                           uint64_t all_columns, uint64_t begin, uint64_t count) {
-  Matrix out(rows, count);
+// Of the outputs or inputs of a linear layer those that a rank has.
+struct Part {
+  uint64_t all;
+  uint64_t begin;
+  uint64_t count;
+};
+
+// A part of a layer's outputs, to the outputs of `out` from `first` on (column-parallel).
+Status ReadOutputs(const Checkpoint& checkpoint, const std::string& name, const Part& outputs,
+                   size_t first, Linear& out) {
+  KVRELAY_RETURN_IF_ERROR(ReadRows(checkpoint, name + ".weight", outputs.all, out.weights.columns,
+                                   outputs.begin, outputs.count,
+                                   out.weights.Rows(first, outputs.count)));
+  if (out.bias.empty()) return Status::Ok();
+  std::vector<float> bias(outputs.all);
+  KVRELAY_RETURN_IF_ERROR(checkpoint.ReadVector(name + ".bias", bias));
+  std::copy_n(bias.begin() + static_cast<ptrdiff_t>(outputs.begin), outputs.count,
+              out.bias.begin() + static_cast<ptrdiff_t>(first));
+  return Status::Ok();
+}
+
+// A part of a layer's inputs (row-parallel).
+Result<Linear> ReadInputs(const Checkpoint& checkpoint, const std::string& name, uint64_t outputs,
+                          const Part& inputs, bool with_bias) {
+  Linear out(outputs, inputs.count, with_bias);
   KVRELAY_RETURN_IF_ERROR(checkpoint.ReadMatrix(
-      name, rows, all_columns,
-      {.row_begin = 0, .rows = rows, .column_begin = begin, .columns = count}, out.values));
+      name + ".weight", outputs, inputs.all,
+      {.row_begin = 0, .rows = outputs, .column_begin = inputs.begin, .columns = inputs.count},
+      out.weights.values));
+  if (with_bias) KVRELAY_RETURN_IF_ERROR(checkpoint.ReadVector(name + ".bias", out.bias));
   return out;
 }
 
-Result<Matrix> ReadQkv(const ModelConfig& config, const Checkpoint& checkpoint,
+Part QueryHeads(const ModelConfig& config, const LlamaSplit& split) {
+  const uint64_t dim = config.head_dim;
+  return {config.num_heads * dim, split.query_head_begin * dim, split.query_heads * dim};
+}
+
+Result<Linear> ReadQkv(const ModelConfig& config, const Checkpoint& checkpoint,
                        const std::string& prefix, const LlamaSplit& split) {
   const uint64_t dim = config.head_dim;
-  const uint64_t q_rows = split.query_heads * dim;
-  const uint64_t kv_rows = split.kv.head_count * dim;
-  Matrix out(q_rows + 2 * kv_rows, config.hidden_size);
-  KVRELAY_RETURN_IF_ERROR(ReadRows(checkpoint, prefix + "q_proj.weight", config.num_heads * dim,
-                                   config.hidden_size, split.query_head_begin * dim, q_rows,
-                                   out.Rows(0, q_rows)));
-  uint64_t row = q_rows;
-  for (const char* name : {"k_proj.weight", "v_proj.weight"}) {
-    KVRELAY_RETURN_IF_ERROR(ReadRows(checkpoint, prefix + name, config.num_kv_heads * dim,
-                                     config.hidden_size, split.kv.head_begin * dim, kv_rows,
-                                     out.Rows(row, kv_rows)));
-    row += kv_rows;
-  }
+  const Part q = QueryHeads(config, split);
+  const Part kv = {config.num_kv_heads * dim, split.kv.head_begin * dim, split.kv.head_count * dim};
+  Linear out(q.count + 2 * kv.count, config.hidden_size, config.qkv_bias);
+  KVRELAY_RETURN_IF_ERROR(ReadOutputs(checkpoint, prefix + "q_proj", q, 0, out));
+  KVRELAY_RETURN_IF_ERROR(ReadOutputs(checkpoint, prefix + "k_proj", kv, q.count, out));
+  KVRELAY_RETURN_IF_ERROR(ReadOutputs(checkpoint, prefix + "v_proj", kv, q.count + kv.count, out));
   return out;
 }
 
-Result<Matrix> ReadGateUp(const ModelConfig& config, const Checkpoint& checkpoint,
+Result<Linear> ReadGateUp(const ModelConfig& config, const Checkpoint& checkpoint,
                           const std::string& prefix, const LlamaSplit& split) {
-  Matrix out(size_t{2} * split.intermediate, config.hidden_size);
-  size_t row = 0;
-  for (const char* name : {"gate_proj.weight", "up_proj.weight"}) {
-    KVRELAY_RETURN_IF_ERROR(ReadRows(checkpoint, prefix + name, config.intermediate_size,
-                                     config.hidden_size, split.intermediate_begin,
-                                     split.intermediate, out.Rows(row, split.intermediate)));
-    row += split.intermediate;
-  }
+  const Part part = {config.intermediate_size, split.intermediate_begin, split.intermediate};
+  Linear out(2 * part.count, config.hidden_size, config.mlp_bias);
+  KVRELAY_RETURN_IF_ERROR(ReadOutputs(checkpoint, prefix + "gate_proj", part, 0, out));
+  KVRELAY_RETURN_IF_ERROR(ReadOutputs(checkpoint, prefix + "up_proj", part, part.count, out));
   return out;
+}
+
+Status ReadNorm(const Checkpoint& checkpoint, const std::string& name, uint32_t width,
+                std::vector<float>& out) {
+  out.resize(width);
+  return checkpoint.ReadVector(name, out);
 }
 
 Result<LlamaLayer> ReadLayer(const ModelConfig& config, const Checkpoint& checkpoint,
                              const std::string& prefix, const LlamaSplit& split) {
+  const std::string attention = prefix + "self_attn.";
+  const bool first_rank = split.kv.tp_rank == 0;
   LlamaLayer layer;
-  layer.input_norm.resize(config.hidden_size);
-  layer.post_norm.resize(config.hidden_size);
-  KVRELAY_RETURN_IF_ERROR(
-      checkpoint.ReadVector(prefix + "input_layernorm.weight", layer.input_norm));
-  KVRELAY_RETURN_IF_ERROR(
-      checkpoint.ReadVector(prefix + "post_attention_layernorm.weight", layer.post_norm));
-  KVRELAY_ASSIGN_OR_RETURN(layer.qkv, ReadQkv(config, checkpoint, prefix + "self_attn.", split));
-  KVRELAY_ASSIGN_OR_RETURN(
-      layer.o, ReadColumns(checkpoint, prefix + "self_attn.o_proj.weight", config.hidden_size,
-                           uint64_t{config.num_heads} * config.head_dim,
-                           uint64_t{split.query_head_begin} * config.head_dim,
-                           uint64_t{split.query_heads} * config.head_dim));
+  KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "input_layernorm.weight",
+                                   config.hidden_size, layer.input_norm));
+  KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "post_attention_layernorm.weight",
+                                   config.hidden_size, layer.post_norm));
+  if (config.qk_norm) {
+    KVRELAY_RETURN_IF_ERROR(
+        ReadNorm(checkpoint, attention + "q_norm.weight", config.head_dim, layer.q_norm));
+    KVRELAY_RETURN_IF_ERROR(
+        ReadNorm(checkpoint, attention + "k_norm.weight", config.head_dim, layer.k_norm));
+  }
+  KVRELAY_ASSIGN_OR_RETURN(layer.qkv, ReadQkv(config, checkpoint, attention, split));
+  KVRELAY_ASSIGN_OR_RETURN(layer.o,
+                           ReadInputs(checkpoint, attention + "o_proj", config.hidden_size,
+                                      QueryHeads(config, split), config.o_bias && first_rank));
   KVRELAY_ASSIGN_OR_RETURN(layer.gate_up, ReadGateUp(config, checkpoint, prefix + "mlp.", split));
-  KVRELAY_ASSIGN_OR_RETURN(layer.down, ReadColumns(checkpoint, prefix + "mlp.down_proj.weight",
-                                                   config.hidden_size, config.intermediate_size,
-                                                   split.intermediate_begin, split.intermediate));
+  KVRELAY_ASSIGN_OR_RETURN(
+      layer.down,
+      ReadInputs(checkpoint, prefix + "mlp.down_proj", config.hidden_size,
+                 {config.intermediate_size, split.intermediate_begin, split.intermediate},
+                 config.mlp_bias && first_rank));
   return layer;
 }
 

@@ -30,13 +30,16 @@ struct LlamaSplit {
   bool last_stage() const { return kv.layer_end() == kv.total_layers; }
 };
 
+// Of O and down, whose results the ranks add up, only the first rank has the bias.
 struct LlamaLayer {
   std::vector<float> input_norm;
-  Matrix qkv;  // outputs: query heads, key heads, value heads
-  Matrix o;
+  Linear qkv;                 // outputs: query heads, key heads, value heads
+  std::vector<float> q_norm;  // of each head; empty: none
+  std::vector<float> k_norm;
+  Linear o;
   std::vector<float> post_norm;
-  Matrix gate_up;  // outputs: gate, then up
-  Matrix down;
+  Linear gate_up;  // outputs: gate, then up
+  Linear down;
 };
 
 struct LlamaWeights {

@@ -13,6 +13,8 @@ namespace {
 constexpr size_t kOutputsPerCall = 64;
 // About 20 us of multiply-adds on one core.
 constexpr size_t kWorkPerRange = 400'000;
+// Rows per range where a bias is added.
+constexpr size_t kBiasGrain = 16;
 
 }  // namespace
 
@@ -33,6 +35,17 @@ void MultiplyTransposed(const float* x, size_t rows, size_t columns, const float
                   static_cast<blasint>(columns), weights + first * columns,
                   static_cast<blasint>(columns), 0.0F, out + first,
                   static_cast<blasint>(out_stride));
+    }
+  });
+}
+
+void Linear::Apply(const float* x, size_t rows, float* out) const {
+  const size_t outputs = weights.rows;
+  MultiplyTransposed(x, rows, weights.columns, weights.values.data(), outputs, out, outputs);
+  if (bias.empty()) return;
+  ParallelFor(rows, kBiasGrain, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+      for (size_t o = 0; o < outputs; ++o) out[row * outputs + o] += bias[o];
     }
   });
 }

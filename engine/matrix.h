@@ -21,6 +21,18 @@ struct Matrix {
   }
 };
 
+// A linear layer: y = x * weights^T + bias.
+struct Linear {
+  Matrix weights;
+  std::vector<float> bias;  // one per output, or none at all
+
+  Linear() = default;
+  Linear(size_t outputs, size_t inputs, bool with_bias)
+      : weights(outputs, inputs), bias(with_bias ? outputs : 0) {}
+  // `rows` rows of x into as many of `out`, both without gaps. As MultiplyTransposed.
+  void Apply(const float* x, size_t rows, float* out) const;
+};
+
 // out[i][o] = sum over k of x[i][k] * weights[o][k], for `rows` rows of x (columns each) and rows
 // of out `out_stride` apart. `weights` points to `outputs` rows. Threaded by ParallelFor over fixed
 // groups of outputs, so that how many threads there are changes no bit; how many rows there are may

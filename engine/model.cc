@@ -12,7 +12,10 @@ struct Architecture {
   const char* name;
   ModelBuilder build;
 };
-constexpr Architecture kArchitectures[] = {{"LlamaForCausalLM", BuildLlama}};
+constexpr Architecture kArchitectures[] = {{"LlamaForCausalLM", BuildLlama},
+                                           {"MistralForCausalLM", BuildLlama},
+                                           {"Qwen2ForCausalLM", BuildLlama},
+                                           {"Qwen3ForCausalLM", BuildLlama}};
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "engine/json_fields.h"
+#include "engine/llama_family.h"
 #include "engine/model_file.h"
 
 namespace kvrelay::engine {
@@ -28,10 +29,7 @@ struct Neutral {
 const std::vector<Neutral>& NeutralFields() {
   static const auto* fields = new std::vector<Neutral>{
       {"hidden_act", {"silu", "silu"}},
-      {"attention_bias", {false, false}},
-      {"mlp_bias", {false, false}},
       {"quantization_config", {json::object(), json::object()}},
-      {"sliding_window", {json(), json()}},
       {"partial_rotary_factor", {1, 1.0}},
       {"attn_logit_softcapping", {json(), json()}},
       {"final_logit_softcapping", {json(), json()}},
@@ -55,11 +53,6 @@ Status RefuseWhatWeDoNotCompute(const JsonFields& config) {
     const json& value = config.object()[neutral.field];
     if (value != neutral.values[0] && value != neutral.values[1]) {
       return config.Refuse(neutral.field, "is not supported");
-    }
-  }
-  if (config.Has("layer_types")) {
-    for (const json& type : config.object()["layer_types"]) {
-      if (type != "full_attention") return config.Refuse("layer_types", "is not supported");
     }
   }
   for (const char* field : {"dtype", "torch_dtype"}) {
@@ -124,7 +117,7 @@ Result<RopeConfig> ParseRope(const JsonFields& config) {
   return out;
 }
 
-Status ParseShape(const JsonFields& config, ModelConfig& out) {
+Status ParseShape(const JsonFields& config, const LlamaFamily& family, ModelConfig& out) {
   struct Dim {
     const char* field;
     uint64_t max;
@@ -140,20 +133,28 @@ Status ParseShape(const JsonFields& config, ModelConfig& out) {
     KVRELAY_ASSIGN_OR_RETURN(const uint64_t value, config.Uint(dim.field, 1, dim.max));
     *dim.value = static_cast<uint32_t>(value);
   }
+  // Null stands for all heads with every member, an absent field not.
+  const bool silent = !config.object().contains("num_key_value_heads");
+  const uint32_t kv_heads_absent =
+      silent && family.num_kv_heads > 0 ? family.num_kv_heads : out.num_heads;
   KVRELAY_ASSIGN_OR_RETURN(const uint64_t kv_heads,
-                           config.UintOr("num_key_value_heads", 1, out.num_heads, out.num_heads));
+                           config.UintOr("num_key_value_heads", 1, out.num_heads, kv_heads_absent));
   out.num_kv_heads = static_cast<uint32_t>(kv_heads);
-  if (out.num_heads % out.num_kv_heads != 0) {
-    return config.Refuse("num_key_value_heads",
-                         "does not divide num_attention_heads = " + std::to_string(out.num_heads));
+  if (out.num_kv_heads > out.num_heads || out.num_heads % out.num_kv_heads != 0) {
+    return config.Refuse(
+        "num_key_value_heads",
+        (silent ? "means " + std::to_string(out.num_kv_heads) + " and " : "") +
+            "does not divide num_attention_heads = " + std::to_string(out.num_heads));
   }
-  if (!config.Has("head_dim") && out.hidden_size % out.num_heads != 0) {
+  if (!config.Has("head_dim") && family.head_dim == 0 && out.hidden_size % out.num_heads != 0) {
     return config.Refuse(
         "head_dim", "cannot be derived: num_attention_heads = " + std::to_string(out.num_heads) +
                         " does not divide hidden_size = " + std::to_string(out.hidden_size));
   }
+  const uint32_t head_dim_absent =
+      family.head_dim > 0 ? family.head_dim : out.hidden_size / out.num_heads;
   KVRELAY_ASSIGN_OR_RETURN(const uint64_t head_dim,
-                           config.UintOr("head_dim", 2, 1U << 12, out.hidden_size / out.num_heads));
+                           config.UintOr("head_dim", 2, 1U << 12, head_dim_absent));
   out.head_dim = static_cast<uint32_t>(head_dim);
   if (out.head_dim == 0 || out.head_dim % 2 != 0) {
     return config.Refuse("head_dim", "gives heads of " + std::to_string(out.head_dim) +
@@ -171,8 +172,11 @@ Result<std::string> ParseArchitecture(const JsonFields& config) {
     return list[0].get<std::string>();
   }
   KVRELAY_ASSIGN_OR_RETURN(const std::string type, config.StringOr("model_type", ""));
-  if (type != "llama") return Error(config.Refuse("model_type", "is not llama"));
-  return std::string("LlamaForCausalLM");
+  const LlamaFamily* const family = LlamaFamily::OfType(type);
+  if (family == nullptr) {
+    return Error(config.Refuse("model_type", "is not one of llama, mistral, qwen2, qwen3"));
+  }
+  return std::string(family->architecture);
 }
 
 }  // namespace
@@ -194,6 +198,12 @@ std::string ModelConfig::Canonical() const {
     out["rope_llama3"] = {rope.factor, rope.low_freq_factor, rope.high_freq_factor,
                           rope.original_max_position};
   }
+  // Only where they are on: models without them keep their names.
+  if (qkv_bias) out["qkv_bias"] = true;
+  if (o_bias) out["o_bias"] = true;
+  if (mlp_bias) out["mlp_bias"] = true;
+  if (qk_norm) out["qk_norm"] = true;
+  if (!windows.empty()) out["windows"] = windows;
   return out.dump();
 }
 
@@ -203,7 +213,9 @@ Result<ModelConfig> ParseModelConfig(const std::string& config_json, const std::
   ModelConfig out;
   KVRELAY_ASSIGN_OR_RETURN(out.architecture, ParseArchitecture(config));
   KVRELAY_RETURN_IF_ERROR(RefuseWhatWeDoNotCompute(config));
-  KVRELAY_RETURN_IF_ERROR(ParseShape(config, out));
+  const LlamaFamily& family = LlamaFamily::OfArchitecture(out.architecture);
+  KVRELAY_RETURN_IF_ERROR(ParseShape(config, family, out));
+  KVRELAY_RETURN_IF_ERROR(family.ParseSwitches(config, out));
   KVRELAY_ASSIGN_OR_RETURN(out.rms_norm_eps, config.PositiveOr("rms_norm_eps", 1e-6));
   KVRELAY_ASSIGN_OR_RETURN(out.tie_word_embeddings, config.BoolOr("tie_word_embeddings", false));
   KVRELAY_ASSIGN_OR_RETURN(out.rope, ParseRope(config));

@@ -28,7 +28,7 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string architecture;  // "LlamaForCausalLM"
+  std::string architecture;  // "LlamaForCausalLM": see llama_family.h
   uint32_t vocab_size = 0;
   uint32_t hidden_size = 0;
   uint32_t intermediate_size = 0;
@@ -39,11 +39,18 @@ struct ModelConfig {
   uint32_t max_position = 0;  // tokens of prompt and answer together
   double rms_norm_eps = 0;
   bool tie_word_embeddings = false;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool mlp_bias = false;
+  bool qk_norm = false;  // each head of Q and K is normalised before it turns
+  // By layer, how many tokens a token sees, itself included; 0: all. Empty: all layers see all.
+  std::vector<uint32_t> windows;
   RopeConfig rope;
   std::vector<uint32_t> eos_ids;  // sorted, unique; may be empty
   std::optional<uint32_t> bos_id;
   bool operator==(const ModelConfig&) const = default;
 
+  uint32_t window(uint32_t layer) const { return windows.empty() ? 0 : windows[layer]; }
   // Equal for models that compute the same from the same weights; part of the fingerprint. Leaves
   // out eos and bos.
   std::string Canonical() const;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "engine/model.h"
 #include "engine_testing.h"
@@ -108,11 +109,13 @@ INSTANTIATE_TEST_SUITE_P(
     Fields, RefusalTest,
     testing::Values(
         Refusal{"/hidden_act", "gelu", "hidden_act"},
-        Refusal{"/attention_bias", true, "attention_bias"}, Refusal{"/mlp_bias", true, "mlp_bias"},
+        Refusal{"/attention_bias", 1, "attention_bias"}, Refusal{"/mlp_bias", "yes", "mlp_bias"},
         Refusal{"/sliding_window", 4096, "sliding_window"},
         Refusal{"/quantization_config", {{"bits", 4}}, "quantization_config"},
         Refusal{"/partial_rotary_factor", 0.5, "partial_rotary_factor"},
         Refusal{"/layer_types", {"sliding_attention"}, "layer_types"},
+        Refusal{"/layer_types", {"full_attention", "sliding_attention"}, "layer_types"},
+        Refusal{"/layer_types", "full_attention", "layer_types"},
         Refusal{"/torch_dtype", "float8_e4m3fn", "torch_dtype"},
         Refusal{"/rope_scaling/rope_type", "yarn", "rope_type"},
         Refusal{"/rope_scaling/mrope_section", {1, 2}, "mrope_section"},
@@ -131,6 +134,147 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"/architectures", {"A", "B"}, "architectures"},
         Refusal{"/tie_word_embeddings", 1, "tie_word_embeddings"}),
     [](const auto& info) { return "Case" + std::to_string(info.index); });
+
+// --- The other members of the family.
+
+json Member(const char* architecture, const char* model_type) {
+  json config = Version4();
+  config["architectures"] = {architecture};
+  config["model_type"] = model_type;
+  return config;
+}
+json Mistral() {
+  json config = Member("MistralForCausalLM", "mistral");
+  config["sliding_window"] = 24;
+  return config;
+}
+json Qwen2() {
+  json config = Member("Qwen2ForCausalLM", "qwen2");
+  config.update({{"use_sliding_window", true}, {"sliding_window", 20}, {"max_window_layers", 1}});
+  return config;
+}
+json Qwen3() {
+  json config = Qwen2();
+  config.update({{"architectures", {"Qwen3ForCausalLM"}}, {"model_type", "qwen3"}});
+  config["head_dim"] = 16;
+  return config;
+}
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+TEST(ModelConfigTest, LlamaBiasesAreSwitches) {
+  json config = Version4();
+  config["attention_bias"] = true;
+  EXPECT_TRUE(Parse(config)->qkv_bias && Parse(config)->o_bias && !Parse(config)->mlp_bias);
+  config["attention_bias"] = false;
+  config["mlp_bias"] = true;
+  EXPECT_TRUE(!Parse(config)->qkv_bias && !Parse(config)->o_bias && Parse(config)->mlp_bias);
+}
+
+TEST(ModelConfigTest, MistralHasItsWindowOnAllLayers) {
+  json config = Mistral();
+  EXPECT_THAT(Parse(config)->windows, ElementsAre(24, 24));
+  EXPECT_EQ(Parse(config)->window(1), 24U);
+  config["sliding_window"] = nullptr;
+  EXPECT_THAT(Parse(config)->windows, IsEmpty());
+  EXPECT_EQ(Parse(config)->window(1), 0U);
+  config["sliding_window"] = 512;  // as long as the context
+  EXPECT_THAT(Parse(config)->windows, IsEmpty());
+  config.erase("sliding_window");
+  config["max_position_embeddings"] = 32768;
+  EXPECT_THAT(Parse(config)->windows, ElementsAre(4096, 4096)) << "what an absent field means";
+}
+
+TEST(ModelConfigTest, QwenHasItsWindowWhereItSaysSo) {
+  for (json config : {Qwen2(), Qwen3()}) {
+    EXPECT_THAT(Parse(config)->windows, ElementsAre(0, 20));
+    config["layer_types"] = {"sliding_attention", "full_attention"};
+    EXPECT_THAT(Parse(config)->windows, ElementsAre(20, 0));
+    config["layer_types"] = {"full_attention", "full_attention"};
+    EXPECT_THAT(Parse(config)->windows, IsEmpty());
+    config.erase("layer_types");
+    config.erase("max_window_layers");
+    EXPECT_THAT(Parse(config)->windows, IsEmpty()) << "from layer 28 on";
+    config["max_window_layers"] = 0;
+    config["use_sliding_window"] = false;
+    EXPECT_THAT(Parse(config)->windows, IsEmpty());
+  }
+}
+
+TEST(ModelConfigTest, QwenBiasesAndNorms) {
+  json config = Qwen2();
+  for (const bool said : {false, true}) {
+    config["attention_bias"] = said;  // not read
+    EXPECT_TRUE(Parse(config)->qkv_bias && !Parse(config)->o_bias && !Parse(config)->qk_norm);
+  }
+  config = Qwen3();
+  EXPECT_TRUE(!Parse(config)->qkv_bias && !Parse(config)->o_bias && Parse(config)->qk_norm);
+  config["attention_bias"] = true;
+  EXPECT_TRUE(Parse(config)->qkv_bias && Parse(config)->o_bias);
+}
+
+TEST(ModelConfigTest, MembersHaveDefaultsOfTheirOwn) {
+  json config = Qwen3();
+  config.erase("head_dim");
+  EXPECT_EQ(Parse(config)->head_dim, 128U);
+  config = Qwen2();
+  EXPECT_EQ(Parse(config)->head_dim, 8U);
+  config.erase("num_key_value_heads");
+  EXPECT_THAT(Parse(config).error().message(), HasSubstr("means 32")) << "there are 4 heads";
+  config["num_key_value_heads"] = nullptr;
+  EXPECT_EQ(Parse(config)->num_kv_heads, 4U);
+  config.update({{"num_attention_heads", 32}, {"hidden_size", 64}});
+  config.erase("num_key_value_heads");
+  EXPECT_EQ(Parse(config)->num_kv_heads, 32U);
+}
+
+TEST(ModelConfigTest, TheTypeAloneNamesTheArchitecture) {
+  for (json config : {Mistral(), Qwen2(), Qwen3()}) {
+    const ModelConfig both = *Parse(config);
+    EXPECT_TRUE(FindArchitecture(both)) << both.architecture;
+    config.erase("architectures");
+    EXPECT_EQ(*Parse(config), both);
+  }
+}
+
+TEST(ModelConfigTest, MembersRefuseWhatTheyDoNotKnow) {
+  const auto refuses = [](json config, const char* field, const json& value) {
+    config[field] = value;
+    const auto parsed = Parse(config);
+    ASSERT_FALSE(parsed) << config["model_type"] << ": " << field;
+    EXPECT_THAT(parsed.error().message(), HasSubstr(field));
+    EXPECT_THAT(parsed.error().message(), HasSubstr(value.dump()));
+  };
+  refuses(Mistral(), "attention_bias", true);
+  for (const json& config : {Mistral(), Qwen2(), Qwen3()}) {
+    refuses(config, "mlp_bias", true);
+    refuses(config, "sliding_window", 0);
+    refuses(config, "sliding_window", "24");
+    refuses(config, "use_sliding_window", 1);
+    refuses(config, "layer_types", {"full_attention"});
+    refuses(config, "layer_types", {"full_attention", "chunked_attention"});
+  }
+  refuses(Mistral(), "layer_types", {"full_attention", "sliding_attention"});
+  json none = Qwen2();
+  none["use_sliding_window"] = false;
+  refuses(none, "layer_types", {"full_attention", "sliding_attention"});
+}
+
+TEST(ModelConfigTest, WhatChangesTheArithmeticChangesTheName) {
+  std::vector<json> configs = {Version4(), Mistral(), Qwen2(), Qwen3()};
+  for (const char* field : {"attention_bias", "mlp_bias"}) {
+    configs.push_back(Version4());
+    configs.back()[field] = true;
+  }
+  configs.push_back(Mistral());
+  configs.back()["sliding_window"] = 25;
+  configs.push_back(Qwen2());
+  configs.back()["max_window_layers"] = 0;
+  std::set<std::string> names;
+  for (const json& config : configs) names.insert(Parse(config)->Canonical());
+  EXPECT_EQ(names.size(), configs.size());
+}
 
 TEST(ModelConfigTest, DamagedFilesAreRefused) {
   EXPECT_THAT(ParseModelConfig("{", "x/config.json", "").error().message(), HasSubstr("x/config"));

@@ -37,9 +37,10 @@ Result<std::optional<DType>> KvDTypeFromName(std::string_view name) {
 void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when) {
   engine::EngineOptions* o = &engine->options;
   flags.Section("Model and cache" + when);
-  flags.Text("model", &o->model_dir, "DIR",
-             "Hugging Face Llama folder: config.json and safetensors; text needs a byte-level "
-             "tokenizer");
+  flags.Text(
+      "model", &o->model_dir, "DIR",
+      "Hugging Face folder of a Llama, Mistral, Qwen2 or Qwen3: config.json and safetensors; "
+      "text needs a byte-level tokenizer");
   flags.Whole("tp", &o->tp, 1, proto::kMaxRanks, "tensor-parallel ranks; each is a thread");
   flags.Whole("pp", &o->pp, 1, proto::kMaxRanks,
               "pipeline-parallel stages, of --tp ranks each; each holds some of the layers");

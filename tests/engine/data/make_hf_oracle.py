@@ -26,7 +26,7 @@ import shutil
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 SEED = 20240607
 MIN_GAP = 1e-3
@@ -63,9 +63,24 @@ TINY = [
      "dtype": "bfloat16", "spelling": 4},
     {"name": "tiny-fp16", "why": "fp16 weights, theta 1000, eps 1e-6",
      "heads": 4, "kv_heads": 2, "theta": 1000.0, "eps": 1e-6, "dtype": "float16", "spelling": 5},
+    {"name": "tiny-bias", "why": "Llama with attention_bias and mlp_bias",
+     "heads": 4, "kv_heads": 2, "bias": True, "dtype": "bfloat16", "spelling": 5},
+    {"name": "tiny-mistral", "why": "Mistral, all layers with a window of 24 tokens",
+     "type": "mistral", "heads": 4, "kv_heads": 2, "window": 24, "dtype": "bfloat16",
+     "spelling": 4},
+    {"name": "tiny-qwen2", "why": "Qwen2: Q, K and V with biases; the second of 2 layers with a "
+     "window of 20 tokens, by max_window_layers",
+     "type": "qwen2", "heads": 4, "kv_heads": 2, "window": 20, "full_layers": 1,
+     "dtype": "bfloat16", "spelling": 4},
+    {"name": "tiny-qwen3", "why": "Qwen3: norms of Q's and K's heads, of which 4 * 16 are not the "
+     "hidden 32; tied; the second of 2 layers with a window of 40 tokens, by layer_types",
+     "type": "qwen3", "heads": 4, "kv_heads": 4, "head_dim": 16, "window": 40, "full_layers": 1,
+     "tied": True, "theta": 1000000.0, "dtype": "bfloat16", "spelling": 5},
 ]
 DEFAULTS = {"hidden": 32, "intermediate": 64, "layers": 2, "vocab": 96, "theta": 10000.0,
-            "eps": 1e-5, "head_dim": 0, "tied": False, "shards": 1, "rope": None, "positions": 512}
+            "eps": 1e-5, "head_dim": 0, "tied": False, "shards": 1, "rope": None, "positions": 512,
+            "type": "llama", "bias": False, "window": None, "full_layers": 0}
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 TINY_PROMPTS = (1, 15, 48, 150)
 TINY_NEW = 32
 
@@ -79,16 +94,32 @@ BUNDLED_TEXTS = {
 BUNDLED_NEW = 64
 
 
+def architecture(m):
+    return NAMES[m["type"]] + "ForCausalLM"
+
+
+def switches(m):
+    """The fields by which the members of the family differ; both spellings write them alike."""
+    if m["type"] == "llama":
+        return {"attention_bias": m["bias"], "mlp_bias": m["bias"]}
+    if m["type"] == "mistral":
+        return {"sliding_window": m["window"]}
+    return {"use_sliding_window": m["window"] is not None, "sliding_window": m["window"],
+            "max_window_layers": m["full_layers"]}
+
+
 def config_of(m):
     """The configuration as transformers holds it."""
     rope = dict(m["rope"] or {"rope_type": "default"}, rope_theta=m["theta"])
-    return LlamaConfig(
+    return getattr(transformers, NAMES[m["type"]] + "Config")(
         vocab_size=m["vocab"], hidden_size=m["hidden"], intermediate_size=m["intermediate"],
         num_hidden_layers=m["layers"], num_attention_heads=m["heads"],
-        num_key_value_heads=m["kv_heads"], head_dim=m["head_dim"] or m["hidden"] // m["heads"],
+        num_key_value_heads=m["kv_heads"],
         max_position_embeddings=m["positions"], rms_norm_eps=m["eps"], rope_parameters=rope,
         tie_word_embeddings=m["tied"], bos_token_id=0, eos_token_id=1,
-        architectures=["LlamaForCausalLM"], dtype=m["dtype"])
+        architectures=[architecture(m)], dtype=m["dtype"], **switches(m),
+        # Qwen2's own configuration does not have the field.
+        **({"head_dim": m["head_dim"] or m["hidden"] // m["heads"]} if m["type"] != "qwen2" else {}))
 
 
 def write_config(m, folder):
@@ -96,16 +127,18 @@ def write_config(m, folder):
         config_of(m).save_pretrained(folder)
         return
     fields = {
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "architectures": [architecture(m)], "attention_bias": False, "attention_dropout": 0.0,
         "bos_token_id": 0, "eos_token_id": 1, "head_dim": m["head_dim"], "hidden_act": "silu",
         "hidden_size": m["hidden"], "initializer_range": 0.02,
         "intermediate_size": m["intermediate"], "max_position_embeddings": m["positions"],
-        "mlp_bias": False, "model_type": "llama", "num_attention_heads": m["heads"],
+        "mlp_bias": False, "model_type": m["type"], "num_attention_heads": m["heads"],
         "num_hidden_layers": m["layers"], "num_key_value_heads": m["kv_heads"],
         "pretraining_tp": 1, "rms_norm_eps": m["eps"], "rope_scaling": m["rope"],
         "rope_theta": m["theta"], "tie_word_embeddings": m["tied"], "torch_dtype": m["dtype"],
         "transformers_version": "4.46.0", "use_cache": True, "vocab_size": m["vocab"]}
     absent = [] if m["head_dim"] else ["head_dim"]
+    if m["type"] != "llama":
+        absent += ["attention_bias", "mlp_bias", "pretraining_tp", "rope_scaling"]
     if m["spelling"] == "llama1":
         assert m["heads"] == m["kv_heads"] and m["theta"] == 10000.0 and not m["rope"]
         absent += ["num_key_value_heads", "rope_theta", "rope_scaling", "attention_bias",
@@ -113,6 +146,7 @@ def write_config(m, folder):
         fields["transformers_version"] = "4.28.0"
     for name in set(absent):
         del fields[name]
+    fields.update({name: value for name, value in switches(m).items() if m["spelling"] == 4})
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(fields, f, indent=2)
         f.write("\n")
@@ -128,8 +162,11 @@ def random_weights(m, seed):
     def matrix(rows, columns, gain):
         return torch.randn(rows, columns, generator=g) * (gain / columns**0.5)
 
-    def norm():
-        return 1 + 0.2 * torch.randn(hidden, generator=g)
+    def norm(width=hidden):
+        return 1 + 0.2 * torch.randn(width, generator=g)
+
+    def bias(width):
+        return 0.5 * torch.randn(width, generator=g)
 
     # A tied head echoes the last token unless the layers outweigh the embedding.
     weights = {"model.embed_tokens.weight": matrix(m["vocab"], hidden, 1.0 if m["tied"] else 3.0)}
@@ -146,6 +183,18 @@ def random_weights(m, seed):
             layer + "mlp.up_proj.weight": matrix(inner, hidden, 1.5),
             layer + "mlp.down_proj.weight": matrix(hidden, inner, 1.5),
         })
+        if m["bias"] or m["type"] == "qwen2":
+            weights.update({layer + f"self_attn.{n}_proj.bias": bias(width)
+                            for n, width in (("q", queries), ("k", keys), ("v", keys))})
+        if m["bias"]:
+            weights.update({
+                layer + "self_attn.o_proj.bias": bias(hidden),
+                layer + "mlp.gate_proj.bias": bias(inner),
+                layer + "mlp.up_proj.bias": bias(inner),
+                layer + "mlp.down_proj.bias": bias(hidden),
+            })
+        if m["type"] == "qwen3":
+            weights.update({layer + f"self_attn.{n}_norm.weight": norm(head_dim) for n in "qk"})
     weights["model.norm.weight"] = norm()
     if not m["tied"]:
         weights["lm_head.weight"] = matrix(m["vocab"], hidden, 3.0)
@@ -224,7 +273,7 @@ def tiny_cases(m, index):
                 break
             cases.append({"model": os.path.relpath(folder, ROOT), "name": f"{length} tokens",
                           "prompt": prompt, "expected": expected, "min_gap": round(gap, 6)})
-        if len(cases) == len(TINY_PROMPTS) and rope_matters(m, weights, cases):
+        if len(cases) == len(TINY_PROMPTS) and all_matters(m, weights, cases):
             return cases, seed
     raise SystemExit(f"{m['name']}: no seed gives varied answers")
 
@@ -234,23 +283,38 @@ def check_loaded(m, model, weights):
     meant, got = config_of(m), model.config
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
                   "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
-                  "tie_word_embeddings", "rope_parameters"):
-        assert getattr(meant, field) == getattr(got, field), (m["name"], field, getattr(got, field))
+                  "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias",
+                  "sliding_window", "layer_types"):
+        want, have = getattr(meant, field, None), getattr(got, field, None)
+        assert want == have, (m["name"], field, want, have)
     state = model.state_dict()
     for name, tensor in weights.items():
         assert torch.equal(state[name], tensor.float()), (m["name"], name)
 
 
-def rope_matters(m, weights, cases):
-    """With plain rotary positions the longer answers differ: a test with these ids notices."""
-    if not m["rope"] and m["theta"] == DEFAULTS["theta"]:
-        return True
-    plain = LlamaForCausalLM(config_of(dict(m, rope=None, theta=DEFAULTS["theta"]))).float().eval()
-    plain.load_state_dict({n: t.float() for n, t in weights.items()}, strict=not m["tied"])
-    plain.generation_config.eos_token_id = None
-    plain.generation_config.pad_token_id = 0
-    return all(greedy(plain, plain, c["prompt"], TINY_NEW)[0] != c["expected"]
-               for c in cases if len(c["prompt"]) > 1)
+def all_matters(m, weights, cases):
+    """Without what is special about the model the longer answers differ: a test with these ids
+    notices when it is missing."""
+    longer = [c for c in cases if len(c["prompt"]) > 1]
+    if (m["rope"] or m["theta"] != DEFAULTS["theta"]) and not differ(
+            dict(m, rope=None, theta=DEFAULTS["theta"]), weights, longer):
+        return False
+    if m["window"] and not differ(dict(m, window=None), weights,
+                                  [c for c in cases if len(c["prompt"]) > m["window"]]):
+        return False
+    special = m["bias"] or m["type"] != "llama"
+    return not special or differ(dict(m, type="llama", bias=False), weights, longer)
+
+
+def differ(m, weights, cases):
+    """Whether a model of configuration `m` answers each of the cases otherwise."""
+    other = getattr(transformers, architecture(m))(config_of(m)).float().eval()
+    names = set(other.state_dict())
+    other.load_state_dict({n: t.float() for n, t in weights.items() if n in names},
+                          strict=not m["tied"])
+    other.generation_config.eos_token_id = None
+    other.generation_config.pad_token_id = 0
+    return all(greedy(other, other, c["prompt"], TINY_NEW)[0] != c["expected"] for c in cases)
 
 
 def bundled_cases():
