@@ -11,9 +11,9 @@
 namespace kvrelay {
 namespace {
 
+using internal::Ahead;
 using internal::CopyRun;
 using internal::kLine;
-using internal::Prefetch;
 
 // A run longer than this is copied in pieces, so that threads can share it.
 constexpr uint64_t kPiece = 256 << 10;
@@ -159,9 +159,12 @@ __attribute__((no_sanitize("thread"))) void CopyLongRuns(const Job& job, uint64_
     if (unit + 1 < end) next.Next();
     uint64_t split = now.bytes() > kPrefetchBytes ? now.bytes() - kPrefetchBytes : 0;
     split -= std::min(split, reinterpret_cast<uintptr_t>(now.dst() + split) % kLine);
-    if (split > 0) CopyRun<Isa, kStream>(now.dst(), now.src(), split, kPrefetchBytes);
-    CopyRun<Isa, kStream>(now.dst() + split, now.src() + split, now.bytes() - split,
-                          Distance(now.src() + split, next.src()));
+    if (split > 0) {
+      CopyRun<Isa, kStream>(now.dst(), now.src(), split, {kPrefetchBytes, kPrefetchBytes});
+    }
+    CopyRun<Isa, kStream>(
+        now.dst() + split, now.src() + split, now.bytes() - split,
+        {Distance(now.src() + split, next.src()), Distance(now.dst() + split, next.dst())});
     now = next;
   }
   Isa::Finish();
@@ -181,8 +184,12 @@ __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64
   // where a group is shorter than the distance, each row asks for the same row some groups ahead.
   const uint64_t ahead_groups = (ahead_rows + rows - 1) / rows;
   const uint64_t near_rows = ahead_groups == 1 ? rows - ahead_rows : 0;
-  const ptrdiff_t near = static_cast<int64_t>(ahead_rows) * src_stride;
-  const ptrdiff_t back = -static_cast<int64_t>(near_rows) * src_stride;
+  const auto rows_away = [&](uint64_t count) {
+    return Ahead{static_cast<int64_t>(count) * src_stride,
+                 static_cast<int64_t>(count) * dst_stride};
+  };
+  const Ahead near = rows_away(ahead_rows);
+  const Ahead back = rows_away(near_rows);
 
   const Job groups = job.Groups();
   const uint64_t last_group = (end - 1) / rows;
@@ -199,7 +206,8 @@ __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64
       src += src_stride;
       dst += dst_stride;
     }
-    const ptrdiff_t far = Distance(now.src(), ahead.src()) + back;
+    const Ahead far = {Distance(now.src(), ahead.src()) - back.src,
+                       Distance(now.dst(), ahead.dst()) - back.dst};
     for (; row < rows_end; ++row) {
       CopyRun<Isa, kStream>(dst, src, run_bytes, far);
       src += src_stride;
@@ -230,12 +238,12 @@ __attribute__((no_sanitize("thread"))) void CastRuns(const Job& job, uint64_t be
     const uint64_t elements = now.bytes() / to_size;
     const float factor = now.factor();
     const uint64_t asked = std::min(elements * from_size, kPrefetchBytes);
-    for (uint64_t at = 0; at < asked; at += kLine) Prefetch(next.src(), static_cast<int64_t>(at));
+    for (uint64_t at = 0; at < asked; at += kLine) __builtin_prefetch(next.src() + at);
     if (kStream) {
       for (uint64_t done = 0; done < elements;) {
         const uint64_t part = std::min(elements - done, kCastBuffer / to_size);
         job.convert(now.src() + done * from_size, buffer, part, factor);
-        CopyRun<Isa, true>(now.dst() + done * to_size, buffer, part * to_size, 0);
+        CopyRun<Isa, true>(now.dst() + done * to_size, buffer, part * to_size, {});
         done += part;
       }
     } else {

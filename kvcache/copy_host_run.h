@@ -150,28 +150,36 @@ KVRELAY_RACING void CopyShort(std::byte* dst, const std::byte* src, size_t bytes
   }
 }
 
-// While a line is copied the memory is asked for the one `ahead` bytes behind it in the source, or
-// before it: there the copies that follow will read. Prefetching never faults, whatever the
-// address.
-KVRELAY_RACING void Prefetch(const std::byte* src, ptrdiff_t ahead) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(src) +
-                                                   static_cast<uintptr_t>(ahead)));
+// While a line is copied the memory is asked for the ones so many bytes behind it, or before it:
+// there the copies that follow will read and write. Prefetching never faults, whatever the address.
+struct Ahead {
+  ptrdiff_t src = 0;
+  ptrdiff_t dst = 0;  // nothing to ask for where stores go around the caches
+};
+template <bool kStream>
+KVRELAY_RACING void Prefetch(const std::byte* dst, const std::byte* src, Ahead ahead) {
+  const auto at = [](const std::byte* from, ptrdiff_t by) {
+    return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) +
+                                         static_cast<uintptr_t>(by));
+  };
+  __builtin_prefetch(at(src, ahead.src));
+  if (!kStream) __builtin_prefetch(at(dst, ahead.dst), 1);
 }
 
 template <typename Isa, bool kStream>
-KVRELAY_RACING void CopyRun(std::byte* dst, const std::byte* src, size_t bytes, ptrdiff_t ahead) {
+KVRELAY_RACING void CopyRun(std::byte* dst, const std::byte* src, size_t bytes, Ahead ahead) {
   if (bytes < kLine) {
-    Prefetch(src, ahead);
+    Prefetch<kStream>(dst, src, ahead);
     return CopyShort<Isa>(dst, src, bytes);
   }
   size_t at = 0;
   if (kStream && reinterpret_cast<uintptr_t>(dst) % kLine != 0) {
-    Prefetch(src, ahead);
+    Prefetch<kStream>(dst, src, ahead);
     Isa::Copy64(dst, src);
     at = kLine - reinterpret_cast<uintptr_t>(dst) % kLine;
   }
   for (; at + kLine <= bytes; at += kLine) {
-    Prefetch(src + at, ahead);
+    Prefetch<kStream>(dst + at, src + at, ahead);
     if (kStream) {
       Isa::Stream64(dst + at, src + at);
     } else {
@@ -179,7 +187,7 @@ KVRELAY_RACING void CopyRun(std::byte* dst, const std::byte* src, size_t bytes, 
     }
   }
   if (at < bytes) {
-    Prefetch(src + bytes - 1, ahead);
+    Prefetch<kStream>(dst + bytes - 1, src + bytes - 1, ahead);
     Isa::Copy64(dst + bytes - kLine, src + bytes - kLine);
   }
 }
