@@ -83,7 +83,10 @@ TEST_F(Bench, SmallTimesPullsConnectionsAndLoads) {
     EXPECT_EQ(row["cold"]["count"], 2);
   }
   EXPECT_THAT(Ways(json["connects"]), Contains("mapped"));
-  EXPECT_GT(json["agent"]["load"]["p50_us"], 0);
+  const Json& agent = json["agent"];
+  EXPECT_GT(agent["load"]["p50_us"], 0);
+  EXPECT_GT(agent["first_load_ms"]["min"], 0);
+  EXPECT_GT(agent["first_load_curve_ms"]["min"], 0);
 }
 
 TEST_F(Bench, ControlPullsEveryLease) {
