@@ -332,6 +332,11 @@ class Jobs {
     const Job& job = *JobAt(begin);
     return job.first_byte + std::min(job.bytes, job.ByteOf(job.UnitAt(begin - job.first_byte) + 1));
   }
+  // The destination of the unit that holds byte `position`.
+  const std::byte* DestinationAt(uint64_t position) const {
+    const Job& job = *JobAt(position);
+    return Cursor(job, job.UnitAt(position - job.first_byte)).dst();
+  }
   // All units that begin in [begin, end).
   void Copy(uint64_t begin, uint64_t end) const {
     for (auto job = JobAt(begin); job != jobs_.end() && job->first_byte < end; ++job) {
@@ -362,8 +367,9 @@ void CopyOnThreads(const Jobs& jobs, uint64_t begin, uint64_t end) {
   if (end - begin <= kSerial) return jobs.Copy(begin, end);
   const auto threads = static_cast<uint64_t>(Parallelism());
   const uint64_t part = std::clamp((end - begin) / (threads * kPartsPerThread), kPart, kPart * 16);
-  ParallelFor(end - begin, part,
-              [&](uint64_t from, uint64_t to) { jobs.Copy(begin + from, begin + to); });
+  ParallelForNear(
+      end - begin, part, [&](uint64_t from) { return jobs.DestinationAt(begin + from); },
+      [&](uint64_t from, uint64_t to) { jobs.Copy(begin + from, begin + to); });
 }
 
 }  // namespace

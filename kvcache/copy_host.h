@@ -12,6 +12,15 @@ namespace kvrelay {
 // Copies and converts everything that a validated plan names; bases by RegionId. Returns when all
 // bytes are stored, non-temporal stores fenced. Any thread; large copies use ParallelFor.
 //
+// On a machine with several nodes of memory each part of a large copy runs on processors of the
+// node where its first byte lands (ParallelForNear). The destination's, not the source's: either
+// way every byte crosses between the nodes once at least, but a load is asked for ahead and its
+// latency hidden, while a store to the other node keeps its line, or its write-combining buffer, of
+// which a core has a dozen, for the whole way there; and a store that goes through the caches reads
+// its line over the same way first, and leaves it with processors that are far from where it is
+// used next. No part asks where the others are: what is scattered over two nodes within a part
+// (256 KiB to 4 MiB) goes with its first byte.
+//
 // The source may be another process's memory that is being overwritten meanwhile: the caller reads
 // the lease record before and after and throws the bytes away when it changed (an optimistic read).
 // It is the one function in the project that is allowed to race, and is annotated so.

@@ -5,13 +5,16 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <set>
+#include <span>
 #include <thread>
 #include <vector>
 
 #include "base/cpu.h"
+#include "base/numa.h"
 
 namespace kvrelay {
 namespace {
@@ -123,6 +126,94 @@ TEST_F(Parallel, TheNumberMayChangeWhileOthersRun) {
   for (int i = 0; i < 50; ++i) SetParallelism(1 + i % 4);
   stop = true;
   worker.join();
+}
+
+// A machine of two nodes, or so it is told; which part is where says the test.
+class ParallelNear : public Parallel {
+ protected:
+  static constexpr size_t kGrain = 8;
+  static constexpr size_t kParts = 100;
+
+  ParallelNear() { SetParallelism(4); }
+  ~ParallelNear() override { SetNumaTopology({}); }
+
+  // Nodes 3 and 5, for one thread and for two.
+  static void TellOfTwoNodes() {
+    SetNumaTopology(
+        {.nodes = {{.id = 3, .binding = -1, .threads = 1}, {.id = 5, .binding = -1, .threads = 2}},
+         .locate = [](std::span<const void* const> pages, std::span<int> nodes) {
+           for (size_t i = 0; i < pages.size(); ++i) {
+             nodes[i] = *static_cast<const int*>(pages[i]);
+           }
+         }});
+  }
+};
+
+TEST_F(ParallelNear, CoversAllOnceAndKeepsToTheThreadsOfEachNode) {
+  TellOfTwoNodes();
+  // Of three parts one is on node 3; every tenth is nowhere.
+  std::vector<int> node_of_part(kParts);
+  for (size_t i = 0; i < kParts; ++i) node_of_part[i] = i % 10 == 9 ? -2 : i % 3 == 0 ? 3 : 5;
+  constexpr size_t kCount = kParts * kGrain - 3;
+  std::vector<int> hits(kCount, 0);
+  std::mutex mutex;
+  std::map<int, int> running;
+  std::map<int, int> most;
+  ParallelForNear(
+      kCount, kGrain,
+      [&](size_t begin) {
+        EXPECT_EQ(begin % kGrain, 0U);
+        return &node_of_part[begin / kGrain];
+      },
+      [&](size_t begin, size_t end) {
+        EXPECT_EQ(begin % kGrain, 0U);
+        EXPECT_EQ(end, std::min(begin + kGrain, kCount));
+        const int node = node_of_part[begin / kGrain];
+        const auto count = [&](int change) {
+          const std::lock_guard lock(mutex);
+          running[node] += change;
+          most[node] = std::max(most[node], running[node]);
+        };
+        count(+1);
+        for (size_t i = begin; i < end; ++i) ++hits[i];
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+        count(-1);
+      });
+  EXPECT_EQ(hits, std::vector<int>(kCount, 1));
+  EXPECT_EQ(most[3], 1);
+  EXPECT_LE(most[5], 2);
+  EXPECT_LE(most[-2], 4);
+}
+
+TEST_F(ParallelNear, ManyCallersAtOnce) {
+  TellOfTwoNodes();
+  const int nodes[] = {3, 5};
+  std::atomic<uint64_t> total{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 50; ++round) {
+        ParallelForNear(
+            64, 4, [&](size_t begin) { return &nodes[begin / 4 % 2]; },
+            [&](size_t begin, size_t end) { total += end - begin; });
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(total, 4U * 50 * 64);
+}
+
+TEST_F(ParallelNear, NobodyIsAskedWhereAllMemoryIsEquallyNear) {
+  SetNumaTopology({});
+  std::atomic<size_t> covered{0};
+  ParallelForNear(
+      1000, 10,
+      [](size_t) -> const void* {
+        ADD_FAILURE() << "asked";
+        return nullptr;
+      },
+      [&](size_t begin, size_t end) { covered += end - begin; });
+  EXPECT_EQ(covered, 1000U);
 }
 
 }  // namespace

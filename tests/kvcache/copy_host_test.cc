@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <numeric>
+#include <span>
 
 #include "base/mapping.h"
 #include "base/parallel.h"
@@ -143,6 +145,49 @@ TEST_F(LargeCopy, BoxesOfAllSortsOfRuns) {
       if (HasFatalFailure()) return;
     }
   }
+}
+
+// Destinations that take turns, 128 KiB each, between two nodes of a machine that we make up.
+TEST_F(LargeCopy, OnSeveralNodesOfMemoryAllIsCopiedAndTheDestinationSaysWhere) {
+  static std::atomic<size_t> asked;
+  static const std::byte* into;
+  const uint64_t seed = TestSeed();
+  Random random(seed);
+  SCOPED_TRACE(testing::Message() << "KVRELAY_SEED=" << seed);
+  constexpr uint32_t kRun = 5000;
+  constexpr uint32_t kRuns = 2000;
+  const std::vector<std::byte> src = RandomBytes(random, uint64_t{kRun} * kRuns);
+  std::vector<std::byte> got(src.size());
+  CopyPlan plan = OneRun(kRun, 0, 0);
+  std::vector<uint32_t> order(kRuns);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  plan.segments.clear();
+  for (uint32_t i = 0; i < kRuns; ++i) {
+    plan.segments.push_back({uint64_t{i} * kRun, uint64_t{order[i]} * kRun});
+  }
+  plan.boxes[0].num_segments = kRuns;
+  into = got.data();
+  asked = 0;
+  SetNumaTopology(
+      {.nodes = {{.id = 0, .binding = -1, .threads = 2}, {.id = 1, .binding = -1, .threads = 2}},
+       .locate = [](std::span<const void* const> pages, std::span<int> nodes) {
+         for (size_t i = 0; i < pages.size(); ++i) {
+           const ptrdiff_t at = static_cast<const std::byte*>(pages[i]) - into;
+           EXPECT_GE(at, 0);
+           EXPECT_LT(at, ptrdiff_t{kRun} * kRuns);
+           nodes[i] = static_cast<int>((at >> 17) % 2);
+         }
+         asked += pages.size();
+       }});
+  const std::byte* const from[] = {src.data()};
+  std::byte* const to[] = {got.data()};
+  ExecuteCopy(plan, from, to);
+  SetNumaTopology({});
+  EXPECT_GE(asked, 2U);
+  std::vector<std::byte> want(src.size());
+  CopyByDefinition(plan, src.data(), want.data());
+  EXPECT_TRUE(got == want);
 }
 
 }  // namespace
