@@ -10,6 +10,7 @@
 #include "tests/sim/sim_rpc.h"
 #include "tests/sim/world.h"
 #include "transport/fake_transport.h"
+#include "transport/throttle.h"
 
 namespace kvrelay::sim {
 
@@ -18,6 +19,7 @@ struct Host {
   Network& network;
   transport::FakeFabric& fabric;
   uint64_t next_address = 1;
+  std::shared_ptr<transport::Throttle> throttle = nullptr;  // of all that moves between them
   // Memory of dead processes stays mapped at their readers.
   std::vector<std::shared_ptr<RankMemory>> graveyard;
   std::string violation;  // the first invariant that broke; empty: none

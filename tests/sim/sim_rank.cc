@@ -12,7 +12,7 @@ SimRank::SimRank(Host& host, const SimRankOptions& options)
   const auto add = [&](const char* name, transport::Style style) {
     transports_.push_back(std::make_unique<transport::FakeTransport>(
         host_.fabric, process_, name, style, std::to_string(host_.next_address++),
-        memory_->regions(), options.incarnation));
+        memory_->regions(), options.incarnation, host_.throttle));
   };
   if (options.mapped) add("mapped", transport::Style::kOneSided);
   add("packed", transport::Style::kPacked);
