@@ -188,6 +188,46 @@ TEST_F(UcxGetTest, SaysWhyAnOwnerCannotBeReached) {
   EXPECT_THAT(WhyNot(reader, spec_), testing::Not("connected"));
 }
 
+// Where nothing is mapped in any process.
+constexpr uint64_t kNowhere = 0x1000;
+
+TEST_F(UcxGetTest, AnOwnerWhoseMemoryCannotBeReadIsNotConnected) {
+  const auto owner = StartOwner(3);
+  Node reader("ucx-get", "", kKvBytes);
+  PeerSpec spec = spec_;
+  GetAddress address = GetAddress::Decode(spec_.address).value();
+  address.beacon.base = kNowhere;
+  spec.address = address.Encode();
+  EXPECT_THAT(WhyNot(reader, spec), HasSubstr("no one-sided read of it: "));
+  EXPECT_TRUE(LeavesNothing(reader));
+  EXPECT_EQ(WhyNot(reader, spec_), "connected");
+}
+
+// UCX calls such operations over before it has let go of them: the read ends with the connection.
+TEST_F(UcxGetTest, AReadThatFailsEndsOnceItsConnectionHasClosed) {
+  const auto owner = StartOwner(3);
+  Node reader("ucx-get", "", kKvBytes);
+  PeerSpec spec = spec_;
+  GetAddress address = GetAddress::Decode(spec_.address).value();
+  address.regions[kKv].base = kNowhere;
+  spec.address = address.Encode();
+  bool dead = false;
+  const auto peer = reader.Connect(spec, [&] { dead = true; });
+  ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+  const Completion done = Read(reader, *peer, Whole(Contiguous(0, kKvBytes)), Node::guard(0));
+  EXPECT_EQ(done.status.code(), Code::kPeerUnreachable) << done.status.ToString();
+  EXPECT_TRUE(reader.control().RunUntil([&] { return dead; }));
+  EXPECT_TRUE(LeavesNothing(reader));
+  // Nothing of it lands later, and another way to the same owner works.
+  reader.Fill(8);
+  const auto again = reader.Connect(spec_);
+  ASSERT_TRUE(again.has_value()) << again.error().ToString();
+  reader.control().RunFor(milliseconds(20));
+  EXPECT_EQ(reader.FirstWrong(8, kKvBytes), std::nullopt);
+  EXPECT_TRUE(Read(reader, *again, Whole(Contiguous(0, kKvBytes)), Node::guard(0)).status.ok());
+  EXPECT_EQ(reader.FirstWrong(3, kKvBytes), std::nullopt);
+}
+
 TEST_F(UcxGetTest, UsersEnvironmentBreaksNothing) {
   const std::pair<const char*, const char*> bad[] = {{"UCX_TLS", "tcp"},
                                                      {"UCX_RNDV_THRESH", "0"},
