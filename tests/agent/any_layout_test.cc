@@ -11,11 +11,9 @@
 #include <random>
 #include <thread>
 
-#include "agent/kv_connector.h"
-#include "base/random.h"
 #include "kvcache/convert.h"
+#include "tests/agent/engine_fixture.h"
 #include "tests/common/fake_device.h"
-#include "tests/common/temp_dir.h"
 
 namespace kvrelay::agent {
 namespace {
@@ -137,10 +135,11 @@ struct Rank {
 };
 
 // One engine's agents over its ranks.
-struct Side {
+class Side : public TestEngine {
+ public:
   Side(const Model& model, const Shape& shape, const std::string& transport,
        const std::string& run_dir)
-      : model(model), shape(shape) {
+      : TestEngine(kBlocksOfAKind), model(model), shape(shape) {
     if (transport == "device") device = std::make_shared<tests::FakeDevice>();
     std::vector<RankCache> caches;
     uint32_t begin = 0;
@@ -156,19 +155,13 @@ struct Side {
       caches.push_back(std::move(cache));
     }
     EngineAgentOptions options;
-    options.model.bytes[0] = 7;
-    options.model_name = "made up";
     options.block_size = shape.block_size[0];
     options.transport = device == nullptr ? transport : "auto";
     options.run_dir = run_dir;
     options.chunk_bytes = 1024;  // many chunks of little data
-    auto made = EngineAgent::Create(options, caches, pool, prefixes);
-    EXPECT_TRUE(made.has_value()) << made.error().ToString();
-    agent = std::move(*made);
-    connector = std::make_unique<KvConnector>(*agent);
-    agent->Run();
+    Start(std::move(options), caches);
   }
-  ~Side() { agent->Shutdown(); }
+  ~Side() { Stop(); }
 
   // Blocks for tokens [first, end), in windows from `window_from` on.
   HeldTables Take(uint32_t first, uint32_t end, uint32_t window_from) {
@@ -217,36 +210,18 @@ struct Side {
     }
   }
 
-  KvConnector::Finished WaitFor(const std::function<bool(const KvConnector::Finished&)>& over) {
-    KvConnector::Finished all;
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-    while (!over(all) && std::chrono::steady_clock::now() < end) {
-      KvConnector::Finished more = connector->GetFinished();
-      for (auto& offer : more.offers) all.offers.push_back(std::move(offer));
-      for (auto& load : more.loads) all.loads.push_back(std::move(load));
-      all.drained.insert(all.drained.end(), more.drained.begin(), more.drained.end());
-      std::this_thread::sleep_for(Millis(1));
-    }
-    EXPECT_TRUE(over(all));
-    return all;
-  }
-
   const Model model;
   const Shape shape;
   std::shared_ptr<tests::FakeDevice> device;  // null: host memory
-  std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocksOfAKind);
   std::shared_ptr<BlockPool> pools[2] = {pool, BlockPool::Create(kBlocksOfAKind)};
-  SystemPrefixStore prefixes{4};
   std::vector<Rank> ranks;
-  std::unique_ptr<EngineAgent> agent;
-  std::unique_ptr<KvConnector> connector;
 };
 
 void Store(DType dtype, float value, std::byte* to) {
   ConvertRun(DType::kFp32, reinterpret_cast<const std::byte*>(&value), dtype, to, 1, 1);
 }
 
-class AnyLayout : public testing::TestWithParam<std::string> {
+class AnyLayout : public TransportsTest {
  protected:
   // Tokens [first, end) from the one to the other, followed while their progress comes.
   void Check(const Model& model, const Shape& of_owner, const Shape& of_reader, uint32_t first,
@@ -261,15 +236,10 @@ class AnyLayout : public testing::TestWithParam<std::string> {
     offer.blocks = std::move(blocks);
     offer.first_token = first;
     offer.tokens = end - first;
-    offer.hash.bytes[0] = 9;
-    offer.finished = true;
     for (const Rank& rank : owner.ranks) {
       offer.scales.push_back(rank.RequestScales(model, of_owner.scales));
     }
-    owner.connector->Offer(std::move(offer));
-    auto offers = owner.WaitFor([](const auto& done) { return !done.offers.empty(); }).offers;
-    ASSERT_TRUE(offers.at(0).second.has_value()) << offers[0].second.error().ToString();
-    const proto::Ticket ticket = *offers[0].second;
+    const proto::Ticket ticket = owner.Offer(std::move(offer));
     std::vector<std::shared_ptr<ProgressWriter>> writers;
     for (uint32_t rank = 0; rank < owner.agent->num_ranks(); ++rank) {
       writers.push_back(owner.agent->Writer(rank, ticket.prompt.lease));
@@ -278,10 +248,7 @@ class AnyLayout : public testing::TestWithParam<std::string> {
     HeldTables own =
         reader.Take(first / of_reader.block_size[0] * of_reader.block_size[0], end, window_from);
     const std::vector<KvTable> tables = own.tables();
-    reader.connector->StartLoadKv(
-        {.ticket = ticket,
-         .blocks = std::move(own),
-         .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(25)});
+    reader.StartLoad(ticket, std::move(own));
     // The KV is there; that it is comes in pieces.
     const auto publish = [&](const Progress& progress) {
       for (const auto& writer : writers) writer->Publish(progress);
@@ -323,8 +290,6 @@ class AnyLayout : public testing::TestWithParam<std::string> {
       }
     }
   }
-
-  const tests::TempDir folder_;
 };
 
 TEST_P(AnyLayout, BlocksThatAreNoMultiplesOfEachOther) {
@@ -413,17 +378,10 @@ TEST_P(AnyLayout, AnotherModelIsRefusedWithBothSidesValues) {
   other.heads[0] = 8;
   Side owner({}, {}, GetParam(), folder_.path());
   Side reader(other, {}, GetParam(), folder_.path());
-  HeldTables blocks = owner.Take(0, 20, 0);
   OfferRequest offer;
-  offer.blocks = std::move(blocks);
+  offer.blocks = owner.Take(0, 20, 0);
   offer.tokens = 20;
-  offer.finished = true;
-  owner.connector->Offer(std::move(offer));
-  auto offers = owner.WaitFor([](const auto& done) { return !done.offers.empty(); }).offers;
-  reader.connector->StartLoadKv(
-      {.ticket = offers.at(0).second.value(),
-       .blocks = reader.Take(0, 20, 0),
-       .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(10)});
+  reader.StartLoad(owner.Offer(std::move(offer)), reader.Take(0, 20, 0));
   auto done = reader.WaitFor([](const auto& finished) { return !finished.drained.empty(); });
   const Status refusal = done.loads.at(0).second.error();
   EXPECT_EQ(refusal.code(), Code::kIncompatible);

@@ -3,17 +3,14 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
-#include <chrono>
+#include <algorithm>
 #include <cstring>
 #include <functional>
-#include <thread>
 
 #include "agent/host_xfer_buffer.h"
-#include "agent/kv_connector.h"
 #include "base/mapping.h"
-#include "base/random.h"
 #include "kvcache/kv_view.h"
-#include "tests/common/temp_dir.h"
+#include "tests/agent/engine_fixture.h"
 
 namespace kvrelay::agent {
 namespace {
@@ -55,14 +52,16 @@ class FakeDevice {
 };
 
 // One engine of one rank whose cache is on such a device.
-struct DeviceEngine {
+class DeviceEngine : public TestEngine {
+ public:
   static constexpr uint32_t kBlockSize = 16;
   static constexpr uint32_t kBlocks = 32;
   static constexpr uint32_t kTokens = 100;
   static constexpr uint32_t kPromptBlocks = (kTokens + kBlockSize - 1) / kBlockSize;
 
   DeviceEngine(KvFormat format, const std::string& transport, const std::string& run_dir)
-      : layout(KvLayout::Dense(format, DType::kFp32, 2, 4, 8, kBlockSize, kBlocks)),
+      : TestEngine(kBlocks),
+        layout(KvLayout::Dense(format, DType::kFp32, 2, 4, 8, kBlockSize, kBlocks)),
         device(layout.dense_bytes()) {
     host = HostXferBuffer::Initialize(
                {{layout, KvShard::Make(2, 4, 1, 0).value(), {layout.dense_bytes()}}})
@@ -72,17 +71,12 @@ struct DeviceEngine {
                   .h2d = [this](const auto& rank,
                                 auto blocks) { return device.CopyBlocks(rank, blocks, false); }});
     EngineAgentOptions options;
-    options.model.bytes[0] = 7;
     options.block_size = kBlockSize;
     options.transport = transport;
     options.run_dir = run_dir;
-    auto made = EngineAgent::Create(options, host->caches(), pool, prefixes);
-    EXPECT_TRUE(made.has_value()) << made.error().ToString();
-    agent = std::move(*made);
-    connector = std::make_unique<KvConnector>(*agent, host.get());
-    agent->Run();
+    Start(std::move(options), host->caches(), host.get());
   }
-  ~DeviceEngine() { agent->Shutdown(); }
+  ~DeviceEngine() { Stop(); }
 
   // Calls visit(row, value that belongs there) for every row of the prompt, on the device.
   template <typename Visit>
@@ -102,36 +96,20 @@ struct DeviceEngine {
       }
     });
   }
-  KvConnector::Finished WaitFor(const std::function<bool(const KvConnector::Finished&)>& over) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    KvConnector::Finished got;
-    while (!over(got) && std::chrono::steady_clock::now() < end) {
-      got = connector->GetFinished();
-      std::this_thread::sleep_for(Millis(1));
-    }
-    EXPECT_TRUE(over(got));
-    return got;
-  }
   // Loads the ticket's prompt; its blocks are in `blocks`.
   Result<LoadResult> Load(const proto::Ticket& ticket) {
     blocks = pool->Allocate(kPromptBlocks).value();
-    connector->StartLoadKv({.ticket = ticket,
-                            .blocks = {blocks.Share(), 0},
-                            .deadline = agent->env().clock.Now() + std::chrono::seconds(15)});
+    StartLoad(ticket, {blocks.Share(), 0});
     return WaitFor([](const auto& got) { return !got.loads.empty(); }).loads.front().second;
   }
 
   const KvLayout layout;
   FakeDevice device;
   std::unique_ptr<HostXferBuffer> host;
-  std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocks);
-  SystemPrefixStore prefixes{4};
   BlockTable blocks;
-  std::unique_ptr<EngineAgent> agent;
-  std::unique_ptr<KvConnector> connector;
 };
 
-class HostXferTest : public testing::TestWithParam<const char*> {
+class HostXferTest : public TransportsTest {
  protected:
   // Computes a prompt on the owner's device, saves it to the host, and offers it.
   static proto::Ticket OfferPrompt(DeviceEngine& owner) {
@@ -142,18 +120,12 @@ class HostXferTest : public testing::TestWithParam<const char*> {
     OfferRequest offer;
     offer.blocks = {owner.blocks.Share(), 0};
     offer.tokens = DeviceEngine::kTokens;
-    offer.hash.bytes[0] = 9;
-    offer.finished = true;
-    owner.connector->Offer(std::move(offer));
-    auto got = owner.WaitFor([](const auto& finished) { return !finished.offers.empty(); });
-    proto::Ticket ticket = got.offers.front().second.value();
+    const proto::Ticket ticket = owner.Offer(std::move(offer));
     owner.agent->Writer(0, ticket.prompt.lease)
         ->Publish(
             {.tokens = DeviceEngine::kTokens, .chunk_end = DeviceEngine::kTokens, .layers = 0});
     return ticket;
   }
-
-  const tests::TempDir folder_;
 };
 
 TEST_P(HostXferTest, KvCrossesFromDeviceToDevice) {
@@ -181,9 +153,7 @@ TEST_P(HostXferTest, ACopyThatFailsIsALoadThatFailed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, HostXferTest, testing::Values("mapped", "ucx-packed"),
-                         [](const auto& param) {
-                           return std::string(param.param) == "mapped" ? "Mapped" : "UcxPacked";
-                         });
+                         InstanceName);
 
 TEST(HostXferBufferTest, RefusesWhatCannotBe) {
   const KvLayout layout = KvLayout::Dense(KvFormat::kNhd, DType::kFp32, 2, 4, 8, 16, 4);

@@ -4,26 +4,26 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <thread>
 
-#include "base/random.h"
 #include "kvcache/kv_view.h"
-#include "tests/common/temp_dir.h"
-#include "transport/ucx_one_sided.h"
+#include "tests/agent/engine_fixture.h"
 
 namespace kvrelay::agent {
 namespace {
 
-// One engine: TP ranks over a cache of 2 layers x 4 heads.
-struct TpEngine {
+// TP ranks over a cache of 2 layers x 4 heads.
+class TpEngine : public TestEngine {
+ public:
   static constexpr uint32_t kBlockSize = 16;
   static constexpr uint32_t kBlocks = 64;
   static constexpr uint32_t kTokens = 100;
   static constexpr uint32_t kPromptBlocks = (kTokens + kBlockSize - 1) / kBlockSize;
 
-  TpEngine(uint32_t tp, const std::string& transport, KvFormat format, const std::string& run_dir) {
+  TpEngine(uint32_t tp, const std::string& transport, KvFormat format, const std::string& run_dir)
+      : TestEngine(kBlocks) {
     std::vector<RankCache> caches;
     for (uint32_t rank = 0; rank < tp; ++rank) {
       const KvShard shard = KvShard::Make(2, 4, tp, rank).value();
@@ -36,17 +36,12 @@ struct TpEngine {
       caches.push_back({layout, shard, {regions.back().get()}});
     }
     EngineAgentOptions options;
-    options.model.bytes[0] = 7;
     options.block_size = kBlockSize;
     options.transport = transport;
     options.run_dir = run_dir;
-    auto made = EngineAgent::Create(options, caches, pool, prefixes);
-    EXPECT_TRUE(made.has_value()) << made.error().ToString();
-    agent = std::move(*made);
-    connector = std::make_unique<KvConnector>(*agent);
-    agent->Run();
+    Start(std::move(options), caches);
   }
-  ~TpEngine() { agent->Shutdown(); }
+  ~TpEngine() { Stop(); }
 
   float* At(uint32_t rank, uint32_t layer, bool v, std::span<const BlockId> blocks, uint32_t head,
             uint32_t token) {
@@ -71,62 +66,27 @@ struct TpEngine {
       }
     }
   }
-  // Waits until `over` holds of all that finished so far.
-  KvConnector::Finished WaitFor(const std::function<bool(const KvConnector::Finished&)>& over) {
-    KvConnector::Finished all;
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (!over(all) && std::chrono::steady_clock::now() < end) {
-      KvConnector::Finished more = connector->GetFinished();
-      for (auto& offer : more.offers) all.offers.push_back(std::move(offer));
-      for (auto& load : more.loads) all.loads.push_back(std::move(load));
-      all.drained.insert(all.drained.end(), more.drained.begin(), more.drained.end());
-      std::this_thread::sleep_for(Millis(1));
-    }
-    EXPECT_TRUE(over(all));
-    return all;
-  }
-
-  std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocks);
-  SystemPrefixStore prefixes{4};
   std::vector<std::unique_ptr<Region>> regions;
   std::vector<KvView> views;
   std::vector<KvShard> shards;
-  std::unique_ptr<EngineAgent> agent;
-  std::unique_ptr<KvConnector> connector;
 };
 
-class KvConnectorTest : public testing::TestWithParam<std::string> {
+class KvConnectorTest : public TransportsTest {
  protected:
-  void SetUp() override {
-    const auto lanes = transport::FindOneSidedLanes("");
-    if (GetParam() == "ucx-get" && !lanes.has_value()) GTEST_SKIP() << lanes.error().message();
-  }
-
   // Offers a prompt whose KV is there, and gives its ticket.
-  proto::Ticket OfferPrompt(TpEngine& owner) {
+  static proto::Ticket OfferPrompt(TpEngine& owner) {
     BlockTable blocks = owner.pool->Allocate(TpEngine::kPromptBlocks).value();
     owner.ForEachRow(blocks.blocks(), [](float* row, float value) { std::fill_n(row, 8, value); });
     OfferRequest offer;
     offer.blocks = {std::move(blocks), 0};
     offer.tokens = TpEngine::kTokens;
-    offer.hash.bytes[0] = 9;
-    offer.finished = true;
-    owner.connector->Offer(std::move(offer));
-    auto done = owner.WaitFor([](const auto& finished) { return !finished.offers.empty(); });
-    proto::Ticket ticket = done.offers.front().second.value();
+    const proto::Ticket ticket = owner.Offer(std::move(offer));
     for (uint32_t rank = 0; rank < owner.agent->num_ranks(); ++rank) {
       owner.agent->Writer(rank, ticket.prompt.lease)
           ->Publish({.tokens = TpEngine::kTokens, .chunk_end = TpEngine::kTokens, .layers = 0});
     }
     return ticket;
   }
-  LoadRequest LoadInto(TpEngine& reader, const proto::Ticket& ticket, const BlockTable& blocks) {
-    return {.ticket = ticket,
-            .blocks = {blocks.Share(), 0},
-            .deadline = reader.agent->env().clock.Now() + std::chrono::seconds(15)};
-  }
-
-  const tests::TempDir folder_;
 };
 
 TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
@@ -134,7 +94,7 @@ TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
   TpEngine reader(2, GetParam(), KvFormat::kHnd, folder_.path());
   const proto::Ticket ticket = OfferPrompt(owner);
   const BlockTable blocks = reader.pool->Allocate(7).value();
-  const auto id = reader.connector->StartLoadKv(LoadInto(reader, ticket, blocks));
+  const auto id = reader.StartLoad(ticket, {blocks.Share(), 0});
   const auto done = reader.WaitFor([](const auto& finished) { return !finished.drained.empty(); });
   ASSERT_EQ(done.loads.size(), 1U);
   EXPECT_EQ(done.loads[0].first, id);
@@ -151,7 +111,7 @@ TEST_P(KvConnectorTest, LoadsAcrossTensorParallelSizesAndLayouts) {
     std::this_thread::sleep_for(Millis(1));
   }
   EXPECT_EQ(owner.pool->used_blocks(), 0U);
-  reader.connector->StartLoadKv(LoadInto(reader, ticket, blocks));
+  reader.StartLoad(ticket, {blocks.Share(), 0});
   const auto again = reader.WaitFor([](const auto& finished) { return !finished.drained.empty(); });
   EXPECT_EQ(again.loads.at(0).second.error().code(), Code::kLeaseEnded);
 }
@@ -162,7 +122,7 @@ TEST_P(KvConnectorTest, EndsInTheMiddleOfLoadsLeakNothing) {
     TpEngine reader(1, GetParam(), KvFormat::kNhd, folder_.path());
     const proto::Ticket ticket = OfferPrompt(owner);
     const BlockTable blocks = reader.pool->Allocate(7).value();
-    const auto id = reader.connector->StartLoadKv(LoadInto(reader, ticket, blocks));
+    const auto id = reader.StartLoad(ticket, {blocks.Share(), 0});
     std::this_thread::sleep_for(std::chrono::microseconds(700 * round));
     if (round % 3 == 0) reader.connector->Cancel(id);
     if (round % 2 == 0) owner.agent->Shutdown();
@@ -172,11 +132,7 @@ TEST_P(KvConnectorTest, EndsInTheMiddleOfLoadsLeakNothing) {
 
 INSTANTIATE_TEST_SUITE_P(Transports, KvConnectorTest,
                          testing::Values("mapped", "ucx-get", "ucx-packed", "zmq-packed"),
-                         [](const auto& param) {
-                           std::string name = param.param;
-                           std::erase(name, '-');
-                           return name;
-                         });
+                         InstanceName);
 
 }  // namespace
 }  // namespace kvrelay::agent
