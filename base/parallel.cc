@@ -44,7 +44,7 @@ NumaTopology ReadTopology() {
     unsigned cpu = 0;
     unsigned node = 0;
     // Its numbers are not the kernel's: those tells a thread that is bound there.
-    tbb::task_arena arena{tbb::task_arena::constraints(binding)};
+    tbb::task_arena arena{tbb::task_arena::constraints{}.set_numa_id(binding)};
     if (arena.execute([&] { return ::getcpu(&cpu, &node); }) != 0) continue;
     // A node of memory alone is shown with the processors of another.
     const auto id = static_cast<int>(node);
@@ -62,8 +62,9 @@ struct Pool {
         allowed(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(threads)),
         arena(threads) {
     for (const NumaTopology::Node& node : topology.nodes) {
-      near.emplace_back(
-          tbb::task_arena::constraints(node.binding, std::min(node.threads, threads)));
+      near.emplace_back(tbb::task_arena::constraints{}
+                            .set_numa_id(node.binding)
+                            .set_max_concurrency(std::min(node.threads, threads)));
     }
   }
 
