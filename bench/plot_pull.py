@@ -17,6 +17,7 @@ STYLES = {
     "best copy loop": dict(color="0.45", linestyle="--"),
     "process_vm_readv": dict(color="0.75", linestyle="-."),
     "tcp socket": dict(color="0.75", linestyle=(0, (1, 3))),
+    "bare UCX stream": dict(color="0.75", linestyle=(0, (3, 3))),
     "mapped": dict(color="#c0392b", linewidth=2.4, zorder=5),
     "ucx-get": dict(color="#d68910", linewidth=2.0, zorder=4),
     "ucx-packed": dict(color="#2471a3", linewidth=2.0, zorder=4),

@@ -13,7 +13,7 @@
 #include "agent/engine_agent.h"
 #include "kvcache/kv_view.h"
 #include "proto/ticket.h"
-#include "tools/bench/two_processes.h"
+#include "tools/bench/must.h"
 
 namespace kvrelay::bench {
 

@@ -1,6 +1,7 @@
 #include "tools/kvrelay/bench/channel.h"
 
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -49,6 +50,11 @@ Status Channel::Read(void* data, size_t bytes) {
     bytes -= static_cast<size_t>(n);
   }
   return {};
+}
+
+bool Channel::Readable() const {
+  pollfd waiting{fd_.get(), POLLIN, 0};
+  return ::poll(&waiting, 1, 0) > 0;
 }
 
 Status Channel::SendText(const std::string& text) {

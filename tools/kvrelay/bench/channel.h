@@ -41,6 +41,8 @@ class Channel {
 
   Status Write(const void* data, size_t bytes);
   Status Read(void* data, size_t bytes);
+  // Whether something came, or the other end is gone.
+  bool Readable() const;
 
  private:
   UniqueFd fd_;

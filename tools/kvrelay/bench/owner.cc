@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
-#include "tools/kvrelay/bench/bare_ucx.h"
+#include "tools/kvrelay/bench/bare_get.h"
+#include "tools/kvrelay/bench/bare_stream.h"
 #include "tools/kvrelay/bench/pull_case.h"
 #include "tools/kvrelay/bench/side.h"
 
@@ -24,8 +27,14 @@ Status RunOwner(Channel& reader, UniqueFd socket, const std::string& run_dir,
     KVRELAY_RETURN_IF_ERROR(reader.SendSpec(side->Spec(way.transport.get())));
     KVRELAY_RETURN_IF_ERROR(reader.ReceiveSpec(readers.emplace_back()));
   }
-  const auto bare = BareUcxOwner::Start(side->memory());
+  const auto bare = BareGetOwner::Start(side->memory());
   KVRELAY_RETURN_IF_ERROR(reader.SendText(bare.has_value() ? (*bare)->Invitation() : ""));
+  std::string receiver;
+  KVRELAY_RETURN_IF_ERROR(reader.ReceiveText(receiver));
+  std::unique_ptr<BareSender> sender;
+  if (!receiver.empty()) {
+    KVRELAY_ASSIGN_OR_RETURN(sender, BareSender::Connect(receiver, kBenchChunkBytes));
+  }
   KVRELAY_RETURN_IF_ERROR(reader.Send(side->kv().export_fd()));
   KVRELAY_RETURN_IF_ERROR(reader.Send(side->kv().data()));
 
@@ -63,6 +72,15 @@ Status RunOwner(Channel& reader, UniqueFd socket, const std::string& run_dir,
           at += part;
         }
         break;
+      case OwnerRequest::Kind::kBareStream: {
+        KVRELAY_RETURN_IF_ERROR(reader.Send(kReady));
+        KVRELAY_RETURN_IF_ERROR(sender->Send(request.bytes));
+        // What the socket did not take yet needs progress.
+        while (!reader.Readable()) sender->Progress();
+        char came = 0;
+        KVRELAY_RETURN_IF_ERROR(reader.Receive(came));
+        break;
+      }
       case OwnerRequest::Kind::kQuit:
         return {};
     }

@@ -15,7 +15,8 @@
 #include "base/parallel.h"
 #include "kvcache/copy_host.h"
 #include "tools/common/scattered_copy.h"
-#include "tools/kvrelay/bench/bare_ucx.h"
+#include "tools/kvrelay/bench/bare_get.h"
+#include "tools/kvrelay/bench/bare_stream.h"
 
 namespace kvrelay::tools {
 namespace {
@@ -61,30 +62,28 @@ class CallWay final : public LocalWay {
   const Call call_;
 };
 
-// As many bytes from one buffer into another.
-class SocketWay final : public LocalWay {
+// As many bytes as the slices have, which nobody gathers or scatters.
+class StreamWay final : public LocalWay {
  public:
-  explicit SocketWay(ReaderContext& context)
-      : LocalWay("tcp socket", 1, context), plain_(std::move(context.socket)) {
+  using Receive = std::function<Status(uint64_t bytes)>;
+  StreamWay(std::string name, OwnerRequest::Kind kind, ReaderContext& context, Receive receive)
+      : LocalWay(std::move(name), 1, context), kind_(kind), receive_(std::move(receive)) {
     copies_bytes_ = false;
   }
 
   Result<double> Pull(const PullCase& pull) override {
-    const OwnerRequest request{.kind = OwnerRequest::Kind::kSocket, .bytes = pull.bytes()};
+    const OwnerRequest request{.kind = kind_, .bytes = pull.bytes()};
     const TimePoint start = steady_clock::now();
     KVRELAY_RETURN_IF_ERROR(context_.owner.Send(request));
     char ready = 0;
     KVRELAY_RETURN_IF_ERROR(context_.owner.Receive(ready));
-    for (uint64_t left = pull.bytes(); left > 0;) {
-      const uint64_t part = std::min(left, kBenchChunkBytes);
-      KVRELAY_RETURN_IF_ERROR(plain_.Read(context_.side.kv().data(), part));
-      left -= part;
-    }
+    KVRELAY_RETURN_IF_ERROR(receive_(pull.bytes()));
     return SecondsSince(start);
   }
 
  private:
-  Channel plain_;
+  const OwnerRequest::Kind kind_;
+  const Receive receive_;
 };
 
 // A transport to the owner that has connected.
@@ -248,6 +247,12 @@ Result<PullWays> OpenWays(ReaderContext& context, pid_t owner, const std::vector
   }
   std::string invitation;
   KVRELAY_RETURN_IF_ERROR(context.owner.ReceiveText(invitation));
+  auto receiver = BareReceiver::Create(kBenchChunkBytes);
+  std::string address;
+  if (receiver.has_value()) {
+    KVRELAY_ASSIGN_OR_RETURN(address, (*receiver)->Address());
+  }
+  KVRELAY_RETURN_IF_ERROR(context.owner.SendText(address));
   int fd = -1;
   KVRELAY_RETURN_IF_ERROR(context.owner.Receive(fd));
   std::byte* remote = nullptr;
@@ -299,15 +304,35 @@ Result<PullWays> OpenWays(ReaderContext& context, pid_t owner, const std::vector
       out.ways.push_back(std::make_unique<TransportWay>(context, i, count, to));
     }
   }
-  auto bare = BareUcx::Create(side.memory());
+  auto bare = BareGet::Create(side.memory());
   Status status = bare.has_value() ? (*bare)->Connect(invitation) : bare.error();
   if (status.ok()) {
-    const std::shared_ptr<BareUcx> ucx = std::move(*bare);
-    add("bare UCX GET", 1, [ucx](const PullCase& pull) { return ucx->Get(pull); });
+    const std::shared_ptr<BareGet> get = std::move(*bare);
+    add("bare UCX GET", 1, [get](const PullCase& pull) { return get->Get(pull); });
   } else {
     out.refused.emplace_back("bare UCX GET", status.message());
   }
-  out.ways.push_back(std::make_unique<SocketWay>(context));
+  if (receiver.has_value()) {
+    const std::shared_ptr<BareReceiver> messages = std::move(*receiver);
+    out.ways.push_back(
+        std::make_unique<StreamWay>("bare UCX stream", OwnerRequest::Kind::kBareStream, context,
+                                    [messages, &owner = context.owner](uint64_t bytes) -> Status {
+                                      KVRELAY_RETURN_IF_ERROR(messages->Receive(bytes));
+                                      return owner.Send('!');
+                                    }));
+  } else {
+    out.refused.emplace_back("bare UCX stream", receiver.error().message());
+  }
+  const auto plain = std::make_shared<Channel>(std::move(context.socket));
+  out.ways.push_back(std::make_unique<StreamWay>(
+      "tcp socket", OwnerRequest::Kind::kSocket, context, [plain, &side](uint64_t bytes) -> Status {
+        for (uint64_t left = bytes; left > 0;) {
+          const uint64_t part = std::min(left, kBenchChunkBytes);
+          KVRELAY_RETURN_IF_ERROR(plain->Read(side.kv().data(), part));
+          left -= part;
+        }
+        return {};
+      }));
   return out;
 }
 
