@@ -75,23 +75,28 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
   std::vector<KvShard> shards;
   std::vector<KvLayout> layouts;
   for (uint32_t rank = 0; rank < caches.size(); ++rank) {
-    const RankAgentOptions options{.engine = options_.engine,
-                                   .incarnation = incarnation_,
-                                   .rank = rank,
-                                   .model = options_.model,
-                                   .model_name = options_.model_name,
-                                   .listen = ListenOf(rank),
-                                   .transport = options_.transport,
-                                   .run_dir = options_.run_dir,
-                                   .host_id = options_.host_id,
-                                   .data_interface = options_.data_interface,
-                                   .trusted_data_network = options_.trusted_data_network,
-                                   .curve = options_.curve,
-                                   .spin = options_.spin,
-                                   .chunk_bytes = options_.chunk_bytes,
-                                   .throttle = throttle_,
-                                   .record_slots = options_.record_slots,
-                                   .owner_role = options_.owner_role};
+    const RankAgentOptions options{
+        .engine = options_.engine,
+        .incarnation = incarnation_,
+        .rank = rank,
+        .model = options_.model,
+        .model_name = options_.model_name,
+        .listen = ListenOf(rank),
+        .transport = options_.transport,
+        .run_dir = options_.run_dir,
+        .host_id = options_.host_id,
+        .data_interface = options_.data_interface,
+        .trusted_data_network = options_.trusted_data_network,
+        .curve = options_.curve,
+        .spin = options_.spin,
+        .chunk_bytes = options_.chunk_bytes,
+        .throttle = throttle_,
+        .max_asked_bytes =
+            options_.caps.inflight_bytes == 0
+                ? 0
+                : std::max<uint64_t>(1, options_.caps.inflight_bytes / caches.size()),
+        .record_slots = options_.record_slots,
+        .owner_role = options_.owner_role};
     auto agent = RankAgent::Create(options, caches[rank], counters_);
     if (!agent.has_value()) return agent.error();
     endpoints.push_back(AdvertisedAs(rank, (*agent)->endpoint()));

@@ -37,7 +37,9 @@ struct EngineAgentOptions {
   std::shared_ptr<const transport::CurveIdentity> curve;  // as in RankAgentOptions
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
-  transport::Caps caps;  // of all ranks together, see transport/throttle.h
+  // Of all ranks together, see transport/throttle.h. Each rank asks for streams of its share of
+  // inflight_bytes at a time (packed_window.h).
+  transport::Caps caps;
   uint32_t record_slots = 4096;
   Duration lease_ttl = Millis(30'000);
   Duration lease_cap = Millis(600'000);

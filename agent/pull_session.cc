@@ -17,12 +17,13 @@ constexpr RetryPolicy kReadPolicy{.tries = 3, .per_try = Millis(1000), .pause = 
 }  // namespace
 
 PullSession::PullSession(Env& env, PeerTable& peers, const RankIdentity& identity,
-                         Quarantine& quarantine, uint64_t chunk_bytes, proto::Pull pull,
-                         Events events)
+                         Quarantine& quarantine, PackedWindow& window, uint64_t chunk_bytes,
+                         proto::Pull pull, Events events)
     : env_(env),
       peers_(peers),
       identity_(identity),
       quarantine_(quarantine),
+      window_(window),
       chunk_bytes_(chunk_bytes),
       pull_(std::move(pull)),
       events_(std::move(events)),
@@ -69,9 +70,10 @@ void PullSession::OnPeer(const PullSource& source,
   if (finished_) return;
   if (!peer.has_value()) return Fail(peer.error());
   if (--handshakes_left_ == 0) handshake_ms_ = ToMillis(env_.clock.Now() - started_);
-  if (Status status = StartSource(source, **peer); !status.ok()) {
+  if (Status status = StartSource(source, *peer); !status.ok()) {
     return Fail(status.Wrap(Context(pull_.claim.ranks[source.owner])));
   }
+  window_.Admit();
   FinishIfDone();  // windows may leave nothing to read
   DrainIfIdle();
 }
@@ -88,15 +90,16 @@ OwnedSide PullSession::ReaderSide() const {
   return {identity_.layout, identity_.shard, pull_.own_tables, scales_.scales()};
 }
 
-Status PullSession::StartSource(const PullSource& source, const ReadyPeer& peer) {
+Status PullSession::StartSource(const PullSource& source,
+                                const std::shared_ptr<const ReadyPeer>& peer) {
   // What cannot be planned is refused before anything moves.
   KVRELAY_ASSIGN_OR_RETURN(const SourcePlan plan,
-                           PlanSource(pull_, identity_, source, peer, scales_));
-  KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(peer, plan.whole));
+                           PlanSource(pull_, identity_, source, *peer, scales_));
+  KVRELAY_ASSIGN_OR_RETURN(const ReadyPeer::Path path, ChoosePath(*peer, plan.whole));
   path_ = path.transport->name();
   cast_ = cast_ || plan.whole.casts();
   return path.transport->style() == transport::Style::kOneSided
-             ? StartOneSided(source, peer, path, plan)
+             ? StartOneSided(source, *peer, path, plan)
              : StartPacked(source, peer, path, plan.want);
 }
 
@@ -136,6 +139,7 @@ PullSession::Part& PullSession::AddPart(const proto::ClaimRank& rank,
                                   .transport = transport,
                                   .op = 0,
                                   .stream = 0,
+                                  .piece = 0,
                                   .want = want,
                                   .request = nullptr});
 }
@@ -161,11 +165,13 @@ Status PullSession::StartOneSided(const PullSource& source, const ReadyPeer& pee
   return Status::Ok();
 }
 
-// A stream for each kind of layers, each at the pace of the prompt's computation.
-Status PullSession::StartPacked(const PullSource& source, const ReadyPeer& peer,
+// A stream for each kind of layers, each at the pace of the prompt's computation, in pieces where
+// what may be asked for is bounded.
+Status PullSession::StartPacked(const PullSource& source,
+                                const std::shared_ptr<const ReadyPeer>& peer,
                                 const ReadyPeer::Path& path, const GuardExpectation& want) {
   const proto::ClaimRank& rank = pull_.claim.ranks[source.owner];
-  const OwnedSide owner = OwnerSide(peer, rank);
+  const OwnedSide owner = OwnerSide(*peer, rank);
   const OwnedSide reader = ReaderSide();
   // A table that does not cover the range is refused before the owner is asked.
   KVRELAY_ASSIGN_OR_RETURN(std::vector<StreamShape> shapes,
@@ -173,14 +179,29 @@ Status PullSession::StartPacked(const PullSource& source, const ReadyPeer& peer,
   for (StreamShape& shape : shapes) {
     const uint32_t page = std::max(1U, shape.page_tokens);
     shape.segment_tokens = (kSegmentTokens + page - 1) / page * page;
-    KVRELAY_RETURN_IF_ERROR(StartStream(std::move(shape), peer, path, rank, want));
+    for (StreamShape& piece : CutStream(shape, window_.PieceBytes(chunk_bytes_))) {
+      const uint64_t bytes = piece.bytes();
+      const PackedWindow::Id id = window_.Enter(
+          pull_.priority, bytes, [weak = weak_from_this()](PackedWindow::Id admitted) {
+            if (const auto self = weak.lock()) self->OnRoom(admitted);
+          });
+      pieces_.emplace(id, Piece{rank, peer, path, std::move(piece), want});
+    }
   }
   return Status::Ok();
 }
 
-Status PullSession::StartStream(StreamShape shape, const ReadyPeer& peer,
-                                const ReadyPeer::Path& path, const proto::ClaimRank& rank,
-                                const GuardExpectation& want) {
+void PullSession::OnRoom(PackedWindow::Id id) {
+  const auto node = pieces_.extract(id);
+  if (Status status = StartStream(id, node.mapped()); !status.ok()) {
+    window_.Leave(id);
+    Fail(status.Wrap(Context(node.mapped().rank)));
+  }
+}
+
+Status PullSession::StartStream(PackedWindow::Id id, const Piece& piece) {
+  const auto& [rank, ready, path, shape, want] = piece;
+  const ReadyPeer& peer = *ready;
   KVRELAY_ASSIGN_OR_RETURN(
       StreamChunks chunks,
       StreamChunks::Make(shape, chunk_bytes_, StreamScales(shape, OwnerSide(peer, rank).view())));
@@ -199,6 +220,7 @@ Status PullSession::StartStream(StreamShape shape, const ReadyPeer& peer,
       .extent_of = [target, first = peer.meta.shard.layer_begin](
                        uint32_t chunk) { return target->chunks.ExtentOf(chunk, first); }};
   Part& part = AddPart(rank, path.transport, shape.bytes(), want);
+  part.piece = id;
   part.stream = env_.random();
   part.op = path.transport->StartPackedReceive(path.handle, part.stream, std::move(plan), want,
                                                terms(), OnDone(part));
@@ -207,7 +229,7 @@ Status PullSession::StartStream(StreamShape shape, const ReadyPeer& peer,
                                   .owner_incarnation = rank.incarnation,
                                   .lease = pull_.lease,
                                   .epoch = rank.epoch,
-                                  .shape = std::move(shape),
+                                  .shape = shape,
                                   .stream = part.stream,
                                   .chunk_bytes = chunk_bytes_,
                                   .transport = std::string(path.transport->name()),
@@ -251,15 +273,16 @@ void PullSession::OnPartDone(Part& part, const transport::Completion& completion
     if (!status.ok()) {
       if (status.code() == Code::kPeerUnreachable) peers_.Forget(part.rank.endpoint);
       Fail(status.Wrap(Context(part.rank)));
-    } else {
-      FinishIfDone();
     }
   }
+  window_.Leave(part.piece);
+  window_.Admit();
+  FinishIfDone();
   DrainIfIdle();
 }
 
 void PullSession::FinishIfDone() {
-  if (handshakes_left_ > 0 || ops_in_flight_ > 0) return;
+  if (finished_ || handshakes_left_ > 0 || ops_in_flight_ > 0 || !pieces_.empty()) return;
   finished_ = true;
   env_.clock.Cancel(timer_);
   proto::PullReply reply{.path = path_,
@@ -284,6 +307,8 @@ void PullSession::Fail(const Status& status) {
   env_.clock.Cancel(timer_);
   env_.counters.Add("kvrelay_pulls_total{path=\"" + (path_.empty() ? "none" : path_) +
                     "\",outcome=\"" + std::string(CodeName(status.code())) + "\"}");
+  for (const auto& [id, piece] : std::exchange(pieces_, {})) window_.Leave(id);
+  window_.Admit();
   for (Part& part : parts_) {
     part.request.reset();
     if (part.op == 0) continue;

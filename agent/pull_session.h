@@ -9,12 +9,14 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "agent/call.h"
 #include "agent/env.h"
+#include "agent/packed_window.h"
 #include "agent/peer_table.h"
 #include "agent/quarantine.h"
 #include "agent/source_plan.h"
@@ -36,9 +38,9 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
     std::function<void()> drained;                           // exactly once, not before `finished`
   };
 
-  // `env` to `quarantine` outlive it.
+  // `env` to `window` outlive it.
   PullSession(Env& env, PeerTable& peers, const RankIdentity& identity, Quarantine& quarantine,
-              uint64_t chunk_bytes, proto::Pull pull, Events events);
+              PackedWindow& window, uint64_t chunk_bytes, proto::Pull pull, Events events);
 
   void Start();
   // Finishes with `why` unless it finished already. Idempotent.
@@ -49,7 +51,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   const char* state() const;
 
  private:
-  // One operation: all that comes of one source, or one packed stream of it.
+  // One operation: all that comes of one source, or one piece of a packed stream of it.
   struct Part {
     const proto::ClaimRank& rank;
     uint64_t bytes = 0;
@@ -57,20 +59,30 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
     transport::Transport* transport = nullptr;
     transport::OpId op = 0;  // in flight
     uint64_t stream = 0;     // packed only
+    PackedWindow::Id piece = 0;
     GuardExpectation want;
     std::unique_ptr<RetryingCall> request;  // PACKED_READ
   };
 
+  // A piece of a stream that is not asked for yet.
+  struct Piece {
+    const proto::ClaimRank& rank;
+    std::shared_ptr<const ReadyPeer> peer;
+    ReadyPeer::Path path;
+    StreamShape shape;
+    GuardExpectation want;
+  };
+
   void OnPeer(const PullSource& source, const Result<std::shared_ptr<const ReadyPeer>>& peer);
-  Status StartSource(const PullSource& source, const ReadyPeer& peer);
+  Status StartSource(const PullSource& source, const std::shared_ptr<const ReadyPeer>& peer);
   // Which of the peer's paths suits the plan best, and has room in quarantine where it needs some.
   Result<ReadyPeer::Path> ChoosePath(const ReadyPeer& peer, const CopyPlan& whole) const;
   Status StartOneSided(const PullSource& source, const ReadyPeer& peer, const ReadyPeer::Path& path,
                        const SourcePlan& plan);
-  Status StartPacked(const PullSource& source, const ReadyPeer& peer, const ReadyPeer::Path& path,
-                     const GuardExpectation& want);
-  Status StartStream(StreamShape shape, const ReadyPeer& peer, const ReadyPeer::Path& path,
-                     const proto::ClaimRank& rank, const GuardExpectation& want);
+  Status StartPacked(const PullSource& source, const std::shared_ptr<const ReadyPeer>& peer,
+                     const ReadyPeer::Path& path, const GuardExpectation& want);
+  void OnRoom(PackedWindow::Id id);
+  Status StartStream(PackedWindow::Id id, const Piece& piece);
   Part& AddPart(const proto::ClaimRank& rank, transport::Transport* transport, uint64_t bytes,
                 const GuardExpectation& want);
   transport::Done OnDone(Part& part);
@@ -87,6 +99,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   PeerTable& peers_;
   const RankIdentity& identity_;
   Quarantine& quarantine_;
+  PackedWindow& window_;
   const uint64_t chunk_bytes_;
   const proto::Pull pull_;
   Events events_;
@@ -95,6 +108,7 @@ class PullSession : public std::enable_shared_from_this<PullSession> {
   Clock::TimerId timer_ = 0;
   TakenScales scales_;
   std::deque<Part> parts_;  // stay where they are
+  std::map<PackedWindow::Id, Piece> pieces_;
   size_t handshakes_left_ = 0;
   size_t ops_in_flight_ = 0;
   double handshake_ms_ = 0;

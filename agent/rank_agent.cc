@@ -69,7 +69,8 @@ Status RankAgent::Open(const RankAgentOptions& options, const RankCache& cache) 
   owner_ =
       std::make_unique<OwnerRank>(*env_, *link_, identity, memory, transports, RandomFirstEpoch());
   peers_ = std::make_unique<PeerTable>(*env_, identity, transports);
-  reader_ = std::make_unique<ReaderRank>(*env_, *link_, *peers_, identity, options.chunk_bytes);
+  reader_ = std::make_unique<ReaderRank>(*env_, *link_, *peers_, identity, options.chunk_bytes,
+                                         options.max_asked_bytes);
   return Status::Ok();
 }
 

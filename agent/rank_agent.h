@@ -45,6 +45,7 @@ struct RankAgentOptions {
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
   std::shared_ptr<transport::Throttle> throttle;  // as in transport::Options
+  uint64_t max_asked_bytes = 0;                   // as in ReaderRank
   uint32_t record_slots = 4096;
   std::string owner_role = "prefill";  // as in Env
 };

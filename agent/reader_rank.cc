@@ -19,13 +19,14 @@ uint64_t RegisteredBytes(const RankIdentity& identity) {
 }  // namespace
 
 ReaderRank::ReaderRank(Env& env, LeaderLink& link, PeerTable& peers, RankIdentity identity,
-                       uint64_t chunk_bytes)
+                       uint64_t chunk_bytes, uint64_t max_asked_bytes)
     : env_(env),
       link_(link),
       peers_(peers),
       identity_(std::move(identity)),
       chunk_bytes_(chunk_bytes),
-      quarantine_(RegisteredBytes(identity_) / 2) {
+      quarantine_(RegisteredBytes(identity_) / 2),
+      window_(max_asked_bytes) {
   link_.OnNewLeader([this] {
     CancelAll();
     ended_.clear();  // the former leader's numbers are refused by its incarnation from now on
@@ -67,7 +68,7 @@ void ReaderRank::OnPull(std::string_view body, const ResponderPtr& responder) {
   Running& running = running_[number];
   running.pulls.push_back(responder);
   running.session = std::make_shared<PullSession>(
-      env_, peers_, identity_, quarantine_, chunk_bytes_, std::move(*pull),
+      env_, peers_, identity_, quarantine_, window_, chunk_bytes_, std::move(*pull),
       PullSession::Events{
           .finished = [this, number](const Result<proto::PullReply>& r) { OnFinished(number, r); },
           .drained = [this, number] { OnDrained(number); }});

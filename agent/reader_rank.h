@@ -19,8 +19,9 @@ namespace kvrelay::agent {
 // then.
 class ReaderRank {
  public:
+  // `max_asked_bytes`: of packed streams, asked for and not taken; 0: no bound.
   ReaderRank(Env& env, LeaderLink& link, PeerTable& peers, RankIdentity identity,
-             uint64_t chunk_bytes);
+             uint64_t chunk_bytes, uint64_t max_asked_bytes);
 
   struct SessionInfo {
     uint64_t number = 0;
@@ -55,6 +56,7 @@ class ReaderRank {
   const RankIdentity identity_;
   const uint64_t chunk_bytes_;
   Quarantine quarantine_;
+  PackedWindow window_;
   std::map<uint64_t, Running> running_;
   // Numbers that are over: all below ended_below_, and those in the set.
   uint64_t ended_below_ = 0;

@@ -18,6 +18,7 @@ HashKey KeyOf(const proto::Meta& meta) {
 
 std::vector<TableView> ViewsOf(const std::vector<KvTable>& tables) {
   std::vector<TableView> views;
+  views.reserve(tables.size());
   for (const KvTable& table : tables) views.push_back(table.view());
   return views;
 }

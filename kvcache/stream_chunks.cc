@@ -96,6 +96,23 @@ TokenRange StreamShape::units() const {
 
 uint64_t StreamShape::bytes() const { return Rows(*this) * units().size() * row_bytes(); }
 
+std::vector<StreamShape> CutStream(const StreamShape& shape, uint64_t max_bytes) {
+  const TokenRange units = shape.units();
+  const uint64_t unit_bytes = Rows(shape) * shape.row_bytes();
+  const uint32_t unit_tokens = std::max(1U, shape.page_tokens);
+  const uint64_t most = std::max<uint64_t>(1, max_bytes / std::max<uint64_t>(1, unit_bytes));
+  std::vector<StreamShape> pieces;
+  for (uint32_t begin = units.begin; begin < units.end;) {
+    const auto end = static_cast<uint32_t>(std::min<uint64_t>(units.end, begin + most));
+    StreamShape& piece = pieces.emplace_back(shape);
+    piece.tokens.begin = std::max(shape.tokens.begin, begin * unit_tokens);
+    piece.tokens.end =
+        end == units.end ? shape.tokens.end : end * unit_tokens;  // inside the last page
+    begin = end;
+  }
+  return pieces;
+}
+
 std::vector<float> StreamScales(const StreamShape& shape, const PullSide& owner) {
   std::vector<float> rows;
   if (internal::ScalesOf(owner).empty() || shape.dtype != owner.layout.dtype) return rows;

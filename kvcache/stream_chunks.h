@@ -45,6 +45,10 @@ struct StreamShape {
 Result<std::vector<StreamShape>> StreamsOf(const PullSide& owner, const PullSide& reader,
                                            const PullSource& source, TokenRange tokens);
 
+// The same stream as several, one behind the other, each of at most `max_bytes`, or of one token or
+// page.
+std::vector<StreamShape> CutStream(const StreamShape& shape, uint64_t max_bytes);
+
 // The scales of a stream that carries `owner`'s stored numbers, one for each of its rows [layer][K
 // or V][head]; none where it carries values.
 std::vector<float> StreamScales(const StreamShape& shape, const PullSide& owner);

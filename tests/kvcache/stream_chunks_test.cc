@@ -77,6 +77,35 @@ TEST(StreamChunks, AreAtMostAsLongAsAskedAndAddUp) {
   }
 }
 
+TEST(CutStream, GivesPiecesThatAreNoLongerThanAskedAndFollowEachOther) {
+  const StreamShape shape = SmallStream();
+  EXPECT_EQ(CutStream(shape, UINT64_MAX), std::vector{shape});
+  EXPECT_EQ(CutStream(shape, shape.bytes()), std::vector{shape});
+  constexpr uint64_t kTokenBytes = 12 * 64;
+  for (const uint64_t most : {uint64_t{1}, kTokenBytes, 7 * kTokenBytes + 5}) {
+    uint32_t next = shape.tokens.begin;
+    for (const StreamShape& piece : CutStream(shape, most)) {
+      EXPECT_EQ(piece.tokens.begin, next);
+      EXPECT_LT(piece.tokens.begin, piece.tokens.end);
+      EXPECT_LE(piece.bytes(), std::max(most, kTokenBytes));
+      EXPECT_EQ(piece.layers, shape.layers);
+      next = piece.tokens.end;
+    }
+    EXPECT_EQ(next, shape.tokens.end);
+  }
+}
+
+TEST(CutStream, KeepsPagesWhole) {
+  StreamShape shape = SmallStream();  // tokens 10 to 50
+  shape.page_tokens = 16;
+  shape.page_bytes = 100;
+  const std::vector<StreamShape> pieces = CutStream(shape, 2 * 12 * 100);
+  ASSERT_EQ(pieces.size(), 2U);
+  EXPECT_EQ(pieces[0].tokens, (TokenRange{10, 32}));
+  EXPECT_EQ(pieces[1].tokens, (TokenRange{32, 50}));
+  EXPECT_EQ(pieces[0].bytes() + pieces[1].bytes(), shape.bytes());
+}
+
 TEST(StreamChunks, TooSmallForOneTokenIsRefused) {
   const auto chunks = StreamChunks::Make(SmallStream(), 63);
   ASSERT_FALSE(chunks.has_value());

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -96,7 +97,7 @@ class Paths : public testing::Test {
   static constexpr uint64_t kBytes = kTokens * kLayers * kHeads * 2 * sizeof(uint64_t);
 
   void SetUp() override { offered_ = {"ucx-get", "ucx-packed"}; }
-  void Open(bool with_packed = true) {
+  void Open(bool with_packed = true, uint64_t max_asked_bytes = 0) {
     const auto add = [&](const char* name, Style style) {
       transports_.push_back(std::make_unique<HeldTransport>(reader_process_, name, style));
       return transports_.back().get();
@@ -107,11 +108,15 @@ class Paths : public testing::Test {
                   [this](std::string_view, const agent::ResponderPtr& responder) {
                     responder->Reply(proto::Encode(OwnersMeta()), false);
                   });
-    for (const proto::Type type : {proto::Type::kPackedRead, proto::Type::kPackedCancel}) {
-      owner_.Handle(type, [](std::string_view, const agent::ResponderPtr& responder) {
-        responder->Reply(proto::Encode(proto::Empty{}), false);
-      });
-    }
+    owner_.Handle(proto::Type::kPackedRead,
+                  [this](std::string_view body, const agent::ResponderPtr& responder) {
+                    asked_.push_back(proto::Decode<proto::PackedRead>(body).value());
+                    responder->Reply(proto::Encode(proto::Empty{}), false);
+                  });
+    owner_.Handle(proto::Type::kPackedCancel,
+                  [](std::string_view, const agent::ResponderPtr& responder) {
+                    responder->Reply(proto::Encode(proto::Empty{}), false);
+                  });
     std::vector<transport::Transport*> transports;
     for (const auto& transport : transports_) transports.push_back(transport.get());
     const agent::RankIdentity identity{.engine = {},
@@ -124,7 +129,8 @@ class Paths : public testing::Test {
                                        .regions = Regions()};
     link_.emplace(env_, identity.incarnation);
     peers_ = std::make_unique<agent::PeerTable>(env_, identity, transports);
-    rank_ = std::make_unique<agent::ReaderRank>(env_, *link_, *peers_, identity, 1024);
+    rank_ =
+        std::make_unique<agent::ReaderRank>(env_, *link_, *peers_, identity, 64, max_asked_bytes);
     leader_links_.emplace(leader_env_, kLeader, std::vector<std::string>{"reader"});
     RunFor(Millis(100));
     ASSERT_TRUE(leader_links_->AllKnown());
@@ -163,7 +169,7 @@ class Paths : public testing::Test {
     return answer;
   }
   // A pull of kTokens of a lease that the owner has.
-  Answer Pull(uint64_t number) {
+  Answer Pull(uint64_t number, Priority priority = Priority::kDecode) {
     KvTable table;
     table.blocks.resize(kTokens / kBlockSize);
     std::iota(table.blocks.begin(), table.blocks.end(), 0);
@@ -176,7 +182,7 @@ class Paths : public testing::Test {
                      .claim = {},
                      .tokens = {0, kTokens},
                      .own_tables = {table},
-                     .priority = Priority::kDecode,
+                     .priority = priority,
                      .timeout_ms = 60'000};
     pull.claim.tables = {table};
     pull.claim.tokens = kTokens;
@@ -222,7 +228,8 @@ class Paths : public testing::Test {
   agent::Env leader_env_{leader_process_, leader_, counters_,
                          [this] { return world_.random.Next(); }};
   RankMemory memory_{1, 0, KvFormat::kNhd};
-  std::vector<std::string> offered_;  // transports, by the owner
+  std::vector<std::string> offered_;      // transports, by the owner
+  std::vector<proto::PackedRead> asked_;  // of it, in the order in which they came
   std::vector<std::unique_ptr<HeldTransport>> transports_;
   HeldTransport* get_ = nullptr;
   HeldTransport* packed_ = nullptr;
@@ -327,6 +334,84 @@ TEST_F(Paths, WithNoOtherPathAFullQuarantineRefuses) {
                                         std::to_string(kBytes) + " bytes, "));
   EXPECT_THAT(PathOf(second), HasSubstr(" are free"));
   EXPECT_EQ(get_->open.size(), 1U);
+}
+
+// A rank that asks for four pieces of two tokens at a time, or as much: half of a pull.
+class AskingForLittle : public Paths {
+ protected:
+  static constexpr uint64_t kMost = kBytes / 2;
+  static constexpr size_t kPiecesAtOnce = 4;
+  static constexpr uint32_t kPieceTokens = 2;
+
+  void SetUp() override {
+    offered_ = {"ucx-packed"};
+    Open(/*with_packed=*/true, kMost);
+  }
+  // Of the first `n` streams in work each has arrived, or ended so.
+  void End(size_t n, const Status& status = Status::Ok()) {
+    for (size_t i = 0; i < n; ++i) packed_->EndFirst(status);
+    RunFor(Millis(50));
+  }
+};
+
+TEST_F(AskingForLittle, AStreamIsAskedForInPiecesAsTheyAreTaken) {
+  const Answer pull = Pull(1);
+  for (size_t taken = 0; taken < kTokens / kPieceTokens; ++taken) {
+    EXPECT_EQ(packed_->open.size(), std::min(kPiecesAtOnce, kTokens / kPieceTokens - taken));
+    EXPECT_FALSE(pull->has_value());
+    End(1);
+  }
+  ASSERT_EQ(asked_.size(), kTokens / kPieceTokens);
+  std::ranges::sort(asked_, {}, [](const auto& read) { return read.shape.tokens.begin; });
+  for (uint32_t i = 0; i < asked_.size(); ++i) {
+    EXPECT_EQ(asked_[i].shape.tokens, (TokenRange{i * kPieceTokens, (i + 1) * kPieceTokens}));
+  }
+  ASSERT_EQ(PathOf(pull), "ucx-packed");
+  EXPECT_EQ(proto::Decode<proto::PullReply>(*pull->value())->bytes, kBytes);
+}
+
+TEST_F(AskingForLittle, WhatUsersWaitForIsAskedForFirst) {
+  Pull(1, Priority::kPrefetch);
+  Pull(2, Priority::kDecode);
+  EXPECT_EQ(asked_.size(), kPiecesAtOnce) << "the prefetch was first, and fills the window";
+  End(kPiecesAtOnce);
+  End(kPiecesAtOnce);
+  End(kPiecesAtOnce);
+  End(kPiecesAtOnce);
+  std::string order;
+  for (const proto::PackedRead& read : asked_) {
+    order += read.priority == Priority::kDecode ? 'D' : 'p';
+  }
+  EXPECT_EQ(order, "ppppDDDDDDDDpppp");
+}
+
+TEST_F(AskingForLittle, ACancelledPullAsksForNothingMoreAndMakesRoomOnceItsStreamsAreOver) {
+  const Answer first = Pull(1);
+  const Answer second = Pull(2);
+  const Answer drop = Drop(1);
+  EXPECT_THAT(PathOf(first), HasSubstr("kCancelled"));
+  EXPECT_EQ(packed_->cancels, static_cast<int>(kPiecesAtOnce));
+  EXPECT_EQ(asked_.size(), kPiecesAtOnce) << "what was asked for may still come";
+  End(kPiecesAtOnce, {Code::kCancelled, "cancelled"});
+  EXPECT_TRUE(drop->has_value());
+  EXPECT_EQ(asked_.size(), 2 * kPiecesAtOnce);
+  End(kPiecesAtOnce);
+  End(kPiecesAtOnce);
+  EXPECT_EQ(PathOf(second), "ucx-packed");
+  EXPECT_EQ(asked_.size(), kPiecesAtOnce + kTokens / kPieceTokens);
+  EXPECT_TRUE(rank_->List().empty());
+}
+
+TEST_F(AskingForLittle, APieceThatFailsEndsThePull) {
+  const Answer pull = Pull(1);
+  End(1, {Code::kStaleRead, "the lease has ended"});
+  EXPECT_THAT(PathOf(pull), HasSubstr("kStaleRead"));
+  EXPECT_EQ(asked_.size(), kPiecesAtOnce);
+  End(kPiecesAtOnce - 1, {Code::kCancelled, "cancelled"});
+  EXPECT_TRUE(rank_->List().empty());
+  // The window is free again.
+  Pull(2);
+  EXPECT_EQ(asked_.size(), 2 * kPiecesAtOnce);
 }
 
 }  // namespace

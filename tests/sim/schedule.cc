@@ -67,6 +67,7 @@ class Cluster {
                        .tp = 1 + static_cast<uint32_t>(random.Below(2)),
                        .format = random.Chance(0.5) ? KvFormat::kNhd : KvFormat::kHnd,
                        .mapped = mapped,
+                       .max_asked_bytes = random.Chance(0.5) ? 0 : 32 + random.Below(512),
                        .blocks = DrawBlocks(),
                        .prefixes = 1 + static_cast<uint32_t>(random.Below(2)),
                        .prefills = fronts};

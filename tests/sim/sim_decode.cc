@@ -16,7 +16,8 @@ SimDecode::SimDecode(Host& host, Options options, Outcomes& outcomes)
                               .tp = options_.tp,
                               .format = options_.format,
                               .engine_prefix = options_.prefix,
-                              .mapped = options_.mapped}));
+                              .mapped = options_.mapped,
+                              .max_asked_bytes = options_.max_asked_bytes}));
     endpoints.push_back(ranks_.back()->endpoint());
   }
   agent::Env& env = ranks_.front()->env();

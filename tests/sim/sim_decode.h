@@ -36,6 +36,7 @@ class SimDecode {
     uint32_t tp = 1;
     KvFormat format = KvFormat::kNhd;
     bool mapped = true;
+    uint64_t max_asked_bytes = 0;  // as agent::ReaderRank's
     uint32_t blocks = kBlocks;
     uint32_t prefixes = 2;
     std::vector<std::string> prefills;

@@ -38,7 +38,8 @@ SimRank::SimRank(Host& host, const SimRankOptions& options)
       host.world.random.Next() >> 4);
   peers_ = std::make_unique<agent::PeerTable>(*env_, identity, transports);
   // Chunks of a few rows, so that a pull is several of them.
-  reader_ = std::make_unique<agent::ReaderRank>(*env_, *link_, *peers_, identity, 64);
+  reader_ = std::make_unique<agent::ReaderRank>(*env_, *link_, *peers_, identity, 64,
+                                                options.max_asked_bytes);
   watch_ = std::make_unique<RankWatch>(host_, rpc_, *memory_, *link_, *owner_, *reader_);
 }
 

@@ -28,8 +28,9 @@ struct SimRankOptions {
   uint32_t rank = 0;
   uint32_t tp = 1;
   KvFormat format = KvFormat::kNhd;
-  std::string engine_prefix;  // "p0:"; the endpoint is engine_prefix + rank
-  bool mapped = true;         // both paths, the one-sided first; else packed only
+  std::string engine_prefix;     // "p0:"; the endpoint is engine_prefix + rank
+  bool mapped = true;            // both paths, the one-sided first; else packed only
+  uint64_t max_asked_bytes = 0;  // as agent::ReaderRank's
 };
 
 class SimRank {

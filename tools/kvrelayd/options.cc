@@ -90,9 +90,10 @@ void DaemonOptions::Declare(FlagSet& flags) {
       "max_bytes_per_s", &max_bytes_per_s, 0, UINT64_MAX,
       "caches' bytes that this daemon moves in a second, over all ranks: those it reads from "
       "memory that it sees, and those it sends; 0: as fast as it goes");
-  flags.Whole("max_inflight_bytes", &max_inflight_bytes, 0, UINT64_MAX,
-              "of those, bytes on their way at one time, a larger message alone; 0: as many as it "
-              "likes");
+  flags.Whole(
+      "max_inflight_bytes", &max_inflight_bytes, 0, UINT64_MAX,
+      "of those, bytes on their way at one time, a larger message alone; and the same of the "
+      "streams that it has asked others for; 0: as many as it likes");
   flags.Whole("spin_us", &spin_us, 0, 1'000'000, "microseconds a thread spins before it sleeps");
   flags.Section("Process");
   flags.Whole("drain_timeout_ms", &drain_timeout_ms, 0, proto::kMaxDurationMs,
