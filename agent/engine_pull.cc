@@ -11,6 +11,9 @@ namespace {
 constexpr RetryPolicy kClaimPolicy{.tries = 3, .per_try = Millis(1500), .pause = Millis(20)};
 constexpr RetryPolicy kDropPolicy{.tries = 5, .per_try = Millis(2000), .pause = Millis(20)};
 constexpr size_t kMaxRanks = 256;
+// What a device moves is looked at again and again for so long, then after pauses.
+constexpr Duration kLookedAtAlways = Millis(10);
+constexpr Duration kLookPause = std::chrono::microseconds(100);
 
 }  // namespace
 
@@ -75,7 +78,7 @@ void EnginePull::OnClaimed(const Result<std::string>& reply) {
                        [weak = weak_from_this()](const Status& why) {
                          if (const auto self = weak.lock()) self->Cancel(why);
                        });
-  if (context_.only_rank != nullptr) small_ = context_.only_rank->PlanSmall(MakePull());
+  PlanDirect();
   if (ready_) AskRanks();
 }
 
@@ -83,6 +86,7 @@ void EnginePull::SetDestination(HeldTables blocks, uint32_t held_tokens) {
   if (finished_) return;
   request_.blocks = std::move(blocks);
   request_.held_tokens = held_tokens;
+  direct_.reset();  // of other blocks
 }
 
 void EnginePull::SetReady() {
@@ -93,8 +97,12 @@ void EnginePull::SetReady() {
 void EnginePull::AskRanks() {
   context_.ranks.WhenAllKnown([weak = weak_from_this()] {
     const auto self = weak.lock();
-    if (self && !self->finished_) self->SendPulls();
+    if (self && !self->finished_) self->StartMoving();
   });
+}
+
+void EnginePull::PlanDirect() {
+  if (context_.only_rank != nullptr) direct_ = context_.only_rank->PlanDirect(MakePull());
 }
 
 proto::Pull EnginePull::MakePull() const {
@@ -114,17 +122,35 @@ proto::Pull EnginePull::MakePull() const {
       .timeout_ms = static_cast<uint32_t>(std::max<double>(1, ToMillis(request_.deadline - now)))};
 }
 
+void EnginePull::StartMoving() {
+  if (!direct_) PlanDirect();  // its peer, or its destination, may have come after the claim
+  if (!direct_) return SendPulls();
+  const DirectPull::State state = direct_->Begin();
+  if (state == DirectPull::State::kNothing) return SendPulls();
+  // Perhaps it is here: its caller hears of it from the loop all the same.
+  reading_ = true;
+  LookLater();
+}
+
+// At every round of the loop, which stays awake for it, unless the device has much else to do.
+void EnginePull::LookLater() {
+  const Duration pause = direct_->age() < kLookedAtAlways ? Duration() : kLookPause;
+  context_.env.clock.CallAfter(pause, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->LookAtDirect();
+  });
+}
+
+void EnginePull::LookAtDirect() {
+  const DirectPull::State state = direct_->Look();
+  if (state == DirectPull::State::kReading) return LookLater();
+  reading_ = false;
+  if (finished_) return DrainIfDropped();
+  if (state == DirectPull::State::kNothing) return SendPulls();
+  OnPulled(0, direct_->Reply(context_.env.counters));
+}
+
 void EnginePull::SendPulls() {
   Env& env = context_.env;
-  if (small_) {
-    if (const auto reply = small_->Run(env.counters)) {
-      // It is here, and nothing writes its blocks any more; its caller hears of it from the loop.
-      env.clock.CallAfter({}, [weak = weak_from_this(), reply] {
-        if (const auto self = weak.lock()) self->OnPulled(0, *reply);
-      });
-      return;
-    }
-  }
   const std::string body = proto::Encode(MakePull());
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
     ranks_[rank].asked = true;
@@ -220,7 +246,7 @@ void EnginePull::SendDrop(size_t rank) {
 }
 
 void EnginePull::DrainIfDropped() {
-  if (!std::ranges::all_of(ranks_, [](const OnRank& r) { return r.dropped; })) return;
+  if (reading_ || !std::ranges::all_of(ranks_, [](const OnRank& r) { return r.dropped; })) return;
   context_.quarantined_blocks -= request_.blocks.num_blocks();
   request_.blocks.Reset();
   events_.drained();

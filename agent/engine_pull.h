@@ -85,7 +85,11 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
   void OnClaimed(const Result<std::string>& reply);
   Status CheckClaim(const proto::ClaimReply& claim) const;
   void AskRanks();
+  void PlanDirect();
   proto::Pull MakePull() const;
+  void StartMoving();
+  void LookLater();
+  void LookAtDirect();
   void SendPulls();
   void OnPulled(size_t rank, const Result<proto::PullReply>& pulled);
   void Succeed();
@@ -101,7 +105,8 @@ class EnginePull : public std::enable_shared_from_this<EnginePull> {
   std::unique_ptr<RetryingCall> claim_call_;
   Clock::TimerId timer_ = 0;
   proto::ClaimReply claim_;
-  std::optional<SmallPull> small_;
+  std::optional<DirectPull> direct_;
+  bool reading_ = false;  // it is at it: the blocks are its own
   bool claimed_ = false;
   bool ready_ = false;
   bool finished_ = false;

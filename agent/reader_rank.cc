@@ -75,9 +75,9 @@ void ReaderRank::OnPull(std::string_view body, const ResponderPtr& responder) {
   running.session->Start();
 }
 
-std::optional<SmallPull> ReaderRank::PlanSmall(const proto::Pull& pull) const {
+std::optional<DirectPull> ReaderRank::PlanDirect(const proto::Pull& pull) const {
   if (!link_.Check(pull.leader).ok()) return std::nullopt;
-  return SmallPull::Plan(peers_, identity_, pull);
+  return DirectPull::Plan(peers_, identity_, pull);
 }
 
 void ReaderRank::OnFinished(uint64_t number, const Result<proto::PullReply>& result) {

@@ -7,10 +7,10 @@
 #include <set>
 #include <vector>
 
+#include "agent/direct_pull.h"
 #include "agent/leader_link.h"
 #include "agent/peer_table.h"
 #include "agent/pull_session.h"
-#include "agent/small_pull.h"
 
 namespace kvrelay::agent {
 
@@ -32,8 +32,8 @@ class ReaderRank {
   };
   std::vector<SessionInfo> List() const;
 
-  // For a leader on the same thread: the pull without a PULL, if it is small.
-  std::optional<SmallPull> PlanSmall(const proto::Pull& pull) const;
+  // For a leader on the same thread: the pull without a PULL, if there is a way.
+  std::optional<DirectPull> PlanDirect(const proto::Pull& pull) const;
 
  private:
   struct Running {

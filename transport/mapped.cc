@@ -17,6 +17,7 @@
 #include "kvcache/copy_host.h"
 #include "transport/control_side.h"
 #include "transport/mapped_address.h"
+#include "transport/mapped_begun.h"
 #include "transport/mapped_listener.h"
 #include "transport/mapped_peer.h"
 #include "transport/mapped_read.h"
@@ -47,6 +48,9 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   OpId Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) override;
   std::optional<Completion> ReadNow(PeerHandle peer, const CopyPlan& plan,
                                     const GuardRef& guard) override;
+  std::unique_ptr<BegunRead> Begin(PeerHandle peer, const CopyPlan& plan, const GuardRef& guard,
+                                   const GuardExpectation& want) override;
+  bool begins() const override { return options_.device != nullptr && !gate_.bounded(); }
   OpId StartPackedReceive(PeerHandle, StreamId, StreamPlan, GuardExpectation, Terms,
                           Done done) override {
     return RefusePacked(std::move(done));
@@ -84,6 +88,10 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
       local_bytes_.push_back(region.bytes);
     }
   }
+
+  // Any thread. Null unless the peer is ready.
+  std::shared_ptr<const MappedMemory> NearMemory(PeerHandle peer) const;
+  Status Check(const CopyPlan& plan, const GuardRef& guard, const MappedMemory& peer) const;
 
   // Transfer thread.
   TimePoint Work(TimePoint now) override;
@@ -123,7 +131,7 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   Address address_;
 
   // Any thread.
-  std::shared_mutex near_mutex_;
+  mutable std::shared_mutex near_mutex_;
   std::map<PeerHandle, std::shared_ptr<const MappedMemory>>
       near_;  // of ready peers; under the mutex
 
@@ -202,24 +210,38 @@ OpId MappedTransport::Read(PeerHandle peer, NextPortion next, GuardRef guard, Te
 std::optional<Completion> MappedTransport::ReadNow(PeerHandle peer, const CopyPlan& plan,
                                                    const GuardRef& guard) {
   if (plan.src_bytes() > kSmallRead || gate_.bounded() || options_.device) return std::nullopt;
-  std::shared_ptr<const MappedMemory> memory;
-  {
-    const std::shared_lock lock(near_mutex_);
-    const auto it = near_.find(peer);
-    if (it == near_.end()) return std::nullopt;
-    memory = it->second;
-  }
+  const std::shared_ptr<const MappedMemory> memory = NearMemory(peer);
+  if (memory == nullptr) return std::nullopt;
   Completion completion;
-  completion.status = CheckGuard(guard, memory->bytes);
-  if (completion.status.ok()) completion.status = plan.Validate(memory->bytes, local_bytes_);
+  completion.status = Check(plan, guard, *memory);
   if (!completion.status.ok()) return completion;
-  const auto* record =
-      reinterpret_cast<const LeaseRecord*>(memory->bases[guard.region] + guard.offset);
-  completion.before = record->ReadBefore();
+  const LeaseRecord& record = memory->record(guard);
+  completion.before = record.ReadBefore();
   ExecuteCopy(plan, memory->bases, local_bases_);
-  completion.after = record->ReadAfter();
+  completion.after = record.ReadAfter();
   completion.bytes = plan.bytes();
   return completion;
+}
+
+std::unique_ptr<BegunRead> MappedTransport::Begin(PeerHandle peer, const CopyPlan& plan,
+                                                  const GuardRef& guard,
+                                                  const GuardExpectation& want) {
+  if (!begins()) return nullptr;
+  std::shared_ptr<const MappedMemory> memory = NearMemory(peer);
+  if (memory == nullptr || !Check(plan, guard, *memory).ok()) return nullptr;
+  return MappedBegun::Begin(options_.device, std::move(memory), plan, local_bases_, guard, want);
+}
+
+std::shared_ptr<const MappedMemory> MappedTransport::NearMemory(PeerHandle peer) const {
+  const std::shared_lock lock(near_mutex_);
+  const auto it = near_.find(peer);
+  return it == near_.end() ? nullptr : it->second;
+}
+
+Status MappedTransport::Check(const CopyPlan& plan, const GuardRef& guard,
+                              const MappedMemory& peer) const {
+  KVRELAY_RETURN_IF_ERROR(CheckGuard(guard, peer.bytes));
+  return plan.Validate(peer.bytes, local_bytes_);
 }
 
 void MappedTransport::Cancel(OpId op) {

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "kvcache/device.h"
+#include "kvcache/lease_record.h"
 #include "kvcache/region.h"
+#include "transport/transport.h"
 
 namespace kvrelay::transport {
 
@@ -17,6 +19,11 @@ struct MappedMemory {
   std::vector<std::unique_ptr<DeviceMapping>> device;
   std::vector<const std::byte*> bases;  // of all regions, by RegionId
   std::vector<uint64_t> bytes;
+
+  // `guard` has passed CheckGuard.
+  const LeaseRecord& record(const GuardRef& guard) const {
+    return *reinterpret_cast<const LeaseRecord*>(bases[guard.region] + guard.offset);
+  }
 };
 
 }  // namespace kvrelay::transport

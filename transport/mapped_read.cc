@@ -5,16 +5,15 @@
 namespace kvrelay::transport {
 
 MappedRead::State MappedRead::Prepare(const Memory& memory, TimePoint now) {
-  const auto* record =
-      reinterpret_cast<const LeaseRecord*>(memory.peer->bases[guard_.region] + guard_.offset);
+  const LeaseRecord& record = memory.peer->record(guard_);
   if (!failure_.ok()) return State::kFailed;
   while (!cursor_ || cursor_->done()) {
     if (cursor_ && portions_.last()) {
-      after_ = record->ReadAfter();
+      after_ = record.ReadAfter();
       return State::kDone;
     }
     Result<std::optional<CopyPlan>> plan =
-        portions_.Take(record->ReadBefore(), memory.peer->bytes, memory.local_bytes, now);
+        portions_.Take(record.ReadBefore(), memory.peer->bytes, memory.local_bytes, now);
     if (!plan.has_value()) {
       failure_ = std::move(plan).error();
       return State::kFailed;

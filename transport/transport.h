@@ -149,6 +149,15 @@ struct Fitness {
 // What a transport counts, by name, for people to look at.
 using Counters = std::vector<std::pair<std::string_view, uint64_t>>;
 
+// A read that whoever began it looks after, see Transport::Begin. One thread at a time. The
+// destructor waits until nothing writes the destination any more: the time of a copy.
+class BegunRead {
+ public:
+  virtual ~BegunRead() = default;
+  // How it completed; nothing while it is under way. Not again after that.
+  virtual std::optional<Completion> Look() = 0;
+};
+
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -193,6 +202,17 @@ class Transport {
   virtual std::optional<Completion> ReadNow(PeerHandle, const CopyPlan&, const GuardRef&) {
     return std::nullopt;
   }
+
+  // kOneSided. The same of a plan of any size whose bytes a device moves, which is at it when this
+  // returns; any thread. Null when this transport has no device, what moves is bounded, the peer is
+  // not connected (any more), or the guard is not as wanted yet: use Read. Its peer's memory stays
+  // as long as the read.
+  virtual std::unique_ptr<BegunRead> Begin(PeerHandle, const CopyPlan&, const GuardRef&,
+                                           const GuardExpectation&) {
+    return nullptr;
+  }
+  // Whether Begin may.
+  virtual bool begins() const { return false; }
 
   // kPacked, reader: expects `stream` and unpacks its chunks, in the order in which they come, into
   // local regions (src region 0 = the chunk). Start it before the owner is asked to send. A chunk

@@ -1,20 +1,24 @@
 #include "kvcache/cuda/copy_lane.h"
 
 #include <bit>
+#include <chrono>
+#include <new>
+#include <vector>
 
 #include "kvcache/cuda/cuda_status.h"
+#include "kvcache/cuda/gather_args.h"
 
 namespace kvrelay::cuda {
 namespace {
 
 constexpr size_t kLeastTables = 64 << 10;
-// What a kernel reads from the host's memory in less time than it takes to order an upload.
-constexpr size_t kSmallTables = 2 << 10;
+constexpr Duration kAskEvery = Millis(1);
 
 }  // namespace
 
 Result<std::unique_ptr<CopyLane>> CopyLane::Create() {
   std::unique_ptr<CopyLane> lane(new CopyLane);
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&lane->device_), "the current device"));
   int least = 0;
   int greatest = 0;
   KVRELAY_RETURN_IF_ERROR(
@@ -22,20 +26,24 @@ Result<std::unique_ptr<CopyLane>> CopyLane::Create() {
   KVRELAY_RETURN_IF_ERROR(
       CudaStatus(cudaStreamCreateWithPriority(&lane->stream_, cudaStreamNonBlocking, greatest),
                  "creating a stream"));
-  KVRELAY_RETURN_IF_ERROR(CudaStatus(
-      cudaEventCreateWithFlags(&lane->ended_, cudaEventDisableTiming), "creating an event"));
   KVRELAY_RETURN_IF_ERROR(lane->MakeRoom(kLeastTables));
-  KVRELAY_RETURN_IF_ERROR(CudaStatus(
-      cudaHostAlloc(&lane->small_tables_, kSmallTables, cudaHostAllocMapped), "pinned memory"));
-  KVRELAY_RETURN_IF_ERROR(CudaStatus(
-      cudaHostGetDevicePointer(&lane->small_at_, lane->small_tables_, 0), "pinned memory"));
+  void* memory = nullptr;
+  KVRELAY_RETURN_IF_ERROR(
+      CudaStatus(cudaHostAlloc(&memory, sizeof(*lane->word_), cudaHostAllocMapped), "a word"));
+  lane->word_ = new (memory) std::atomic<uint32_t>(0);
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaHostGetDevicePointer(&memory, lane->word_, 0), "a word"));
+  lane->word_at_ = static_cast<uint32_t*>(memory);
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaMalloc(&memory, sizeof(uint32_t)), "a counter"));
+  lane->arrived_ = static_cast<uint32_t*>(memory);
+  KVRELAY_RETURN_IF_ERROR(
+      CudaStatus(cudaMemsetAsync(lane->arrived_, 0, sizeof(uint32_t), lane->stream_), "a counter"));
   return lane;
 }
 
 CopyLane::~CopyLane() {
   if (tables_ != nullptr) cudaFreeAsync(tables_, stream_);
-  cudaFreeHost(small_tables_);
-  if (ended_ != nullptr) cudaEventDestroy(ended_);
+  cudaFree(arrived_);
+  cudaFreeHost(word_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
@@ -53,18 +61,45 @@ Status CopyLane::MakeRoom(size_t bytes) {
 }
 
 Status CopyLane::Start(GatherCuda& gather) {
-  if (gather.table_bytes() <= kSmallTables) {
-    gather.Write(small_tables_, small_at_);
-  } else {
-    KVRELAY_RETURN_IF_ERROR(MakeRoom(gather.table_bytes()));
-    KVRELAY_RETURN_IF_ERROR(gather.Upload(tables_, stream_));
+  ++value_;
+  ask_at_ = std::chrono::steady_clock::now() + kAskEvery;
+  if (gather.empty()) {
+    word_->store(value_, std::memory_order_relaxed);
+    return {};
   }
-  KVRELAY_RETURN_IF_ERROR(gather.Launch(stream_));
-  return CudaStatus(cudaEventRecord(ended_, stream_), "recording the end of a gather");
+  KVRELAY_RETURN_IF_ERROR(MakeRoom(gather.table_bytes()));
+  KVRELAY_RETURN_IF_ERROR(gather.Upload(tables_, stream_));
+  gather.SayEnd({.arrived = arrived_, .word = word_at_, .value = value_});
+  return gather.Launch(stream_);
 }
 
-std::optional<Status> CopyLane::Ended() const {
-  const cudaError_t error = cudaEventQuery(ended_);
+Status CopyLane::Start(std::span<const LongRun> runs) {
+  ++value_;
+  ask_at_ = {};  // the copy engine does not say its end
+  for (const LongRun& run : runs) {
+    KVRELAY_RETURN_IF_ERROR(
+        CudaStatus(cudaMemcpyAsync(run.dst, run.src, run.bytes, cudaMemcpyDeviceToDevice, stream_),
+                   "copying a run"));
+  }
+  return {};
+}
+
+std::optional<Status> CopyLane::Ended() {
+  if (word_->load(std::memory_order_acquire) == value_) return Status::Ok();
+  if (ask_at_ == TimePoint()) return AskDevice();
+  const TimePoint now = std::chrono::steady_clock::now();
+  if (now < ask_at_) return std::nullopt;
+  ask_at_ = now + kAskEvery;
+  std::optional<Status> ended = AskDevice();
+  if (ended && ended->ok() && word_->load(std::memory_order_acquire) != value_) {
+    return Status(Code::kInternal, "a gather: the device did not say its end");
+  }
+  return ended;
+}
+
+std::optional<Status> CopyLane::AskDevice() {
+  cudaSetDevice(device_);
+  const cudaError_t error = cudaStreamQuery(stream_);
   if (error == cudaErrorNotReady) return std::nullopt;
   return CudaStatus(error, "a gather");
 }

@@ -53,15 +53,14 @@ class CopyCuda final : public DeviceCopy {
   CopyCuda(int ordinal, Lanes& lanes, std::unique_ptr<CopyLane> lane)
       : ordinal_(ordinal), lanes_(lanes), lane_(std::move(lane)) {}
   ~CopyCuda() override {
-    cudaSetDevice(ordinal_);
-    if (!ended_) lane_->Wait();
+    if (!Ended()) {
+      cudaSetDevice(ordinal_);
+      lane_->Wait();
+    }
     lanes_.Give(std::move(lane_));
   }
   std::optional<Status> Ended() override {
-    if (!ended_) {
-      cudaSetDevice(ordinal_);
-      ended_ = lane_->Ended();
-    }
+    if (!ended_) ended_ = lane_->Ended();
     return ended_;
   }
 
@@ -129,10 +128,19 @@ class DeviceCuda final : public Device {
                                            std::span<const std::byte* const> src_regions,
                                            std::span<std::byte* const> dst_regions) override {
     KVRELAY_RETURN_IF_ERROR(MakeCurrent());
+    if (const auto runs = LongRuns(plan, src_regions, dst_regions)) {
+      return Begin([&](CopyLane& lane) { return lane.Start(*runs); });
+    }
     KVRELAY_ASSIGN_OR_RETURN(GatherCuda gather,
                              GatherCuda::Make(plan, src_regions, dst_regions, options_));
+    return Begin([&](CopyLane& lane) { return lane.Start(gather); });
+  }
+
+ private:
+  template <typename Start>
+  Result<std::unique_ptr<DeviceCopy>> Begin(Start start) {
     KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<CopyLane> lane, lanes_.Take());
-    if (Status status = lane->Start(gather); !status.ok()) {
+    if (Status status = start(*lane); !status.ok()) {
       lane->Wait();
       lanes_.Give(std::move(lane));
       return Error(std::move(status));
@@ -140,7 +148,6 @@ class DeviceCuda final : public Device {
     return std::make_unique<CopyCuda>(ordinal_, lanes_, std::move(lane));
   }
 
- private:
   Status MakeCurrent() const { return CudaStatus(cudaSetDevice(ordinal_), name_); }
 
   const int ordinal_;

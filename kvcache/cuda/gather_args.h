@@ -1,6 +1,8 @@
 // What a launch of the gather kernel is given: the plan's shape by value, its tables by address.
 #pragma once
 
+#include <vector_types.h>
+
 #include <cstdint>
 
 #include "kvcache/cuda/divisor.h"
@@ -47,10 +49,23 @@ struct GatherBox {
   uint32_t inner_step = 0;
 };
 
-struct GatherArgs {
+// One behind the other.
+struct GatherTables {
   const GatherPair* segments = nullptr;
   const GatherPair* places = nullptr;  // addresses
   const float* factors = nullptr;
+};
+
+// How a launch says that all it wrote is visible to everybody.
+struct GatherEnd {
+  uint32_t* arrived = nullptr;  // of the device, CTAs that are done: 0 before and after the launch
+  uint32_t* word = nullptr;     // becomes `value`; as the device sees it. Null: it does not say
+  uint32_t value = 0;
+};
+
+struct GatherArgs {
+  GatherTables tables;  // in device memory; of tables that come as arguments: offsets
+  GatherEnd end;
   bool casts = false;        // all boxes, or none
   uint32_t ctas = 0;         //
   uint32_t chunk_units = 0;  // a chunk is what a CTA takes at a time: at most kMaxLoads a thread
@@ -58,5 +73,17 @@ struct GatherArgs {
   GatherBox box[kMaxBoxes];  // the one with the most units first
 };
 static_assert(sizeof(GatherArgs) <= 4096);
+
+// Small tables are an argument, too: a launch is all that it takes. (Read by each CTA out of the
+// host's memory they cost 1.6 us a CTA: same addresses are read one after the other.) A kernel each
+// for tables of up to so many bytes; 0: in device memory.
+template <uint32_t kBytes>
+struct InlineTables {
+  uint4 words[kBytes / sizeof(uint4)];
+};
+template <>
+struct InlineTables<0> {};
+inline constexpr uint32_t kFewTables = 2 << 10;
+inline constexpr uint32_t kManyTables = 24 << 10;  // arguments are up to 32,764 bytes from sm_70 on
 
 }  // namespace kvrelay::cuda

@@ -47,11 +47,11 @@ __device__ __forceinline__ void Store(uint64_t to, const UnitBytes<kBytes>& unit
 
 // A chunk of units of kBytes bytes in the source.
 template <uint32_t kBytes, typename BoxShape>
-__device__ __forceinline__ void CastChunk(const GatherArgs& args, const GatherBox& box,
-                                          uint32_t chunk) {
+__device__ __forceinline__ void CastChunk(const GatherArgs& args, const GatherTables& tables,
+                                          const GatherBox& box, uint32_t chunk) {
   constexpr uint32_t kLoads = CastLoads(kBytes);
   UnitAddress at[kLoads];
-  BoxShape::LocateChunk(args, box, kBytes, box.dst_unit, chunk, at);
+  BoxShape::LocateChunk(args, tables, box, kBytes, box.dst_unit, chunk, at);
   UnitBytes<kBytes> units[kLoads];
 #pragma unroll
   for (uint32_t k = 0; k < kLoads; ++k) {
@@ -66,7 +66,7 @@ __device__ __forceinline__ void CastChunk(const GatherArgs& args, const GatherBo
         Unpack<decltype(number)>(units[k], values);
       }
     });
-    const float factor = __ldg(args.factors + at[k].factor);
+    const float factor = tables.factors[at[k].factor];
 #pragma unroll
     for (float& value : values) value = __fmul_rn(value, factor);
     WithDeviceNumber(box.to,
@@ -75,10 +75,10 @@ __device__ __forceinline__ void CastChunk(const GatherArgs& args, const GatherBo
 }
 
 // Runs that are no whole units, or begin anywhere: one element at a time, byte by byte.
-__device__ __forceinline__ void CastElements(const GatherArgs& args, const GatherBox& box,
-                                             uint32_t chunk) {
+__device__ __forceinline__ void CastElements(const GatherArgs& args, const GatherTables& tables,
+                                             const GatherBox& box, uint32_t chunk) {
   UnitAddress at[kMaxLoads];
-  AnyShape::LocateChunk(args, box, box.src_unit, box.dst_unit, chunk, at);
+  AnyShape::LocateChunk(args, tables, box, box.src_unit, box.dst_unit, chunk, at);
 #pragma unroll 1
   for (const UnitAddress& element : at) {
     if (element.dst == 0) continue;
@@ -90,7 +90,7 @@ __device__ __forceinline__ void CastElements(const GatherArgs& args, const Gathe
     WithDeviceNumber(box.from, [&](auto number) {
       value = number.ToFloat(static_cast<typename decltype(number)::Bits>(bits));
     });
-    value = __fmul_rn(value, __ldg(args.factors + element.factor));
+    value = __fmul_rn(value, tables.factors[element.factor]);
     WithDeviceNumber(box.to, [&](auto number) { bits = number.FromFloat(value); });
     for (uint32_t i = 0; i < box.dst_unit; ++i) {
       reinterpret_cast<uint8_t*>(element.dst)[i] = static_cast<uint8_t>(bits >> (8 * i));
@@ -100,43 +100,54 @@ __device__ __forceinline__ void CastElements(const GatherArgs& args, const Gathe
 
 // This CTA's chunks of the box from `chunk` on; returns its first chunk behind them.
 template <typename BoxShape>
-__device__ __forceinline__ uint32_t CastBox(const GatherArgs& args, const GatherBox& box,
-                                            uint32_t chunk) {
+__device__ __forceinline__ uint32_t CastBox(const GatherArgs& args, const GatherTables& tables,
+                                            const GatherBox& box, uint32_t chunk) {
   for (; chunk < box.end_chunk; chunk += gridDim.x) {
     switch (box.src_unit) {
       case 8:
-        CastChunk<8, BoxShape>(args, box, chunk);
+        CastChunk<8, BoxShape>(args, tables, box, chunk);
         break;
       case 16:
-        CastChunk<16, BoxShape>(args, box, chunk);
+        CastChunk<16, BoxShape>(args, tables, box, chunk);
         break;
       case 32:
-        CastChunk<32, BoxShape>(args, box, chunk);
+        CastChunk<32, BoxShape>(args, tables, box, chunk);
         break;
       default:
-        CastElements(args, box, chunk);
+        CastElements(args, tables, box, chunk);
     }
   }
   return chunk;
 }
 
 // The first box is the largest, as in the kernel that copies.
+template <uint32_t kTableBytes>
 __global__ void __launch_bounds__(kGatherThreads, 1)
-    GatherCastKernel(const __grid_constant__ GatherArgs args) {
+    GatherCastKernel(const __grid_constant__ GatherArgs args,
+                     const __grid_constant__ InlineTables<kTableBytes> inlined) {
+  const GatherTables tables = StageTables(args, inlined);
   uint32_t chunk = blockIdx.x;
   uint32_t b = 0;
   if (args.box[0].narrow_strides) {
-    chunk = CastBox<Shape<true, false>>(args, args.box[0], chunk);
+    chunk = CastBox<Shape<true, false>>(args, tables, args.box[0], chunk);
     b = 1;
   }
-  for (; b < args.boxes; ++b) chunk = CastBox<AnyShape>(args, args.box[b], chunk);
+  for (; b < args.boxes; ++b) chunk = CastBox<AnyShape>(args, tables, args.box[b], chunk);
+  SayEnd(args);
 }
 
 }  // namespace
 
-cudaError_t LaunchGatherCast(const GatherArgs& args, cudaStream_t stream) {
-  GatherCastKernel<<<args.ctas, kGatherThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+cudaError_t LaunchGatherCast(const GatherArgs& args, std::span<const std::byte> inlined,
+                             cudaStream_t stream) {
+  switch (inlined.size()) {
+    case kFewTables:
+      return LaunchGather(GatherCastKernel<kFewTables>, args, inlined, stream);
+    case kManyTables:
+      return LaunchGather(GatherCastKernel<kManyTables>, args, inlined, stream);
+    default:
+      return LaunchGather(GatherCastKernel<0>, args, inlined, stream);
+  }
 }
 
 }  // namespace kvrelay::cuda

@@ -35,10 +35,10 @@ __device__ __forceinline__ void Store(uint64_t to, Unit value) {
 // This CTA's chunks from `chunk` to `end`, all of one box; returns its first chunk behind them. The
 // next chunk's addresses are worked out while this one's loads are under way.
 template <typename Unit, typename BoxShape>
-__device__ __forceinline__ uint32_t CopyChunks(const GatherArgs& args, const GatherBox& box,
-                                               uint32_t chunk, uint32_t end) {
+__device__ __forceinline__ uint32_t CopyChunks(const GatherArgs& args, const GatherTables& tables,
+                                               const GatherBox& box, uint32_t chunk, uint32_t end) {
   UnitAddress now[kMaxLoads];
-  BoxShape::LocateChunk(args, box, sizeof(Unit), sizeof(Unit), chunk, now);
+  BoxShape::LocateChunk(args, tables, box, sizeof(Unit), sizeof(Unit), chunk, now);
   while (true) {
     Unit values[kMaxLoads];
 #pragma unroll
@@ -47,7 +47,9 @@ __device__ __forceinline__ uint32_t CopyChunks(const GatherArgs& args, const Gat
     }
     chunk += gridDim.x;
     UnitAddress next[kMaxLoads];
-    if (chunk < end) BoxShape::LocateChunk(args, box, sizeof(Unit), sizeof(Unit), chunk, next);
+    if (chunk < end) {
+      BoxShape::LocateChunk(args, tables, box, sizeof(Unit), sizeof(Unit), chunk, next);
+    }
 #pragma unroll
     for (uint32_t k = 0; k < kMaxLoads; ++k) {
       if (now[k].dst != 0) Store(now[k].dst, values[k]);
@@ -58,48 +60,59 @@ __device__ __forceinline__ uint32_t CopyChunks(const GatherArgs& args, const Gat
   }
 }
 
-__device__ __forceinline__ uint32_t CopyAnyBox(const GatherArgs& args, const GatherBox& box,
-                                               uint32_t chunk, uint32_t end) {
+__device__ __forceinline__ uint32_t CopyAnyBox(const GatherArgs& args, const GatherTables& tables,
+                                               const GatherBox& box, uint32_t chunk, uint32_t end) {
   switch (box.src_unit) {
     case 16:
-      return CopyChunks<uint4, AnyShape>(args, box, chunk, end);
+      return CopyChunks<uint4, AnyShape>(args, tables, box, chunk, end);
     case 8:
-      return CopyChunks<uint2, AnyShape>(args, box, chunk, end);
+      return CopyChunks<uint2, AnyShape>(args, tables, box, chunk, end);
     case 4:
-      return CopyChunks<uint32_t, AnyShape>(args, box, chunk, end);
+      return CopyChunks<uint32_t, AnyShape>(args, tables, box, chunk, end);
     case 2:
-      return CopyChunks<uint16_t, AnyShape>(args, box, chunk, end);
+      return CopyChunks<uint16_t, AnyShape>(args, tables, box, chunk, end);
     default:
-      return CopyChunks<uint8_t, AnyShape>(args, box, chunk, end);
+      return CopyChunks<uint8_t, AnyShape>(args, tables, box, chunk, end);
   }
 }
 
 // The first box is the largest: its index is known to the compiler, which makes its fields operands
 // of instructions.
+template <uint32_t kTableBytes>
 __global__ void __launch_bounds__(kGatherThreads, 1)
-    GatherCopyKernel(const __grid_constant__ GatherArgs args) {
+    GatherCopyKernel(const __grid_constant__ GatherArgs args,
+                     const __grid_constant__ InlineTables<kTableBytes> inlined) {
+  const GatherTables tables = StageTables(args, inlined);
   uint32_t chunk = blockIdx.x;
   uint32_t b = 0;
   if (args.box[0].src_unit == 16 && args.box[0].narrow_strides) {
     const uint32_t end = args.box[0].end_chunk;
     if (chunk < end) {
       chunk = args.box[0].outer.divisor == 1
-                  ? CopyChunks<uint4, Shape<false, false>>(args, args.box[0], chunk, end)
-                  : CopyChunks<uint4, Shape<true, false>>(args, args.box[0], chunk, end);
+                  ? CopyChunks<uint4, Shape<false, false>>(args, tables, args.box[0], chunk, end)
+                  : CopyChunks<uint4, Shape<true, false>>(args, tables, args.box[0], chunk, end);
     }
     b = 1;
   }
   for (; b < args.boxes; ++b) {
     const GatherBox& box = args.box[b];
-    if (chunk < box.end_chunk) chunk = CopyAnyBox(args, box, chunk, box.end_chunk);
+    if (chunk < box.end_chunk) chunk = CopyAnyBox(args, tables, box, chunk, box.end_chunk);
   }
+  SayEnd(args);
 }
 
 }  // namespace
 
-cudaError_t LaunchGatherCopy(const GatherArgs& args, cudaStream_t stream) {
-  GatherCopyKernel<<<args.ctas, kGatherThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+cudaError_t LaunchGatherCopy(const GatherArgs& args, std::span<const std::byte> inlined,
+                             cudaStream_t stream) {
+  switch (inlined.size()) {
+    case kFewTables:
+      return LaunchGather(GatherCopyKernel<kFewTables>, args, inlined, stream);
+    case kManyTables:
+      return LaunchGather(GatherCopyKernel<kManyTables>, args, inlined, stream);
+    default:
+      return LaunchGather(GatherCopyKernel<0>, args, inlined, stream);
+  }
 }
 
 }  // namespace kvrelay::cuda

@@ -77,7 +77,10 @@ Result<GatherCuda> GatherCuda::Make(const CopyPlan& plan,
   const size_t factor_bytes = plan.factors.size() * sizeof(float);
   gather.places_at_ = segment_bytes;
   gather.factors_at_ = segment_bytes + place_bytes;
-  gather.tables_.resize(segment_bytes + place_bytes + factor_bytes);
+  size_t table_bytes = segment_bytes + place_bytes + factor_bytes;
+  gather.inlined_ = table_bytes <= kManyTables;
+  if (gather.inlined_) table_bytes = table_bytes <= kFewTables ? kFewTables : kManyTables;
+  gather.tables_.resize(table_bytes);
   std::byte* table = gather.tables_.data();
   const auto append = [&](const auto& entry) {
     std::memcpy(table, &entry, sizeof(entry));
@@ -90,38 +93,39 @@ Result<GatherCuda> GatherCuda::Make(const CopyPlan& plan,
                    reinterpret_cast<uintptr_t>(dst_regions[place.dst_region]) + place.dst_offset});
   }
   for (const float factor : plan.factors) append(factor);
+  gather.PointTo(0);
   return gather;
 }
 
-void GatherCuda::PointTo(const void* tables) {
-  const auto* const base = static_cast<const std::byte*>(tables);
+void GatherCuda::PointTo(uintptr_t base) {
   for (GatherArgs& args : launches_) {
-    args.segments = reinterpret_cast<const GatherPair*>(base);
-    args.places = reinterpret_cast<const GatherPair*>(base + places_at_);
-    args.factors = reinterpret_cast<const float*>(base + factors_at_);
+    args.tables = {.segments = reinterpret_cast<const GatherPair*>(base),
+                   .places = reinterpret_cast<const GatherPair*>(base + places_at_),
+                   .factors = reinterpret_cast<const float*>(base + factors_at_)};
   }
 }
 
 Status GatherCuda::Upload(void* tables, Stream stream) {
-  PointTo(tables);
-  if (tables_.empty()) return Status::Ok();
+  if (inlined_) return Status::Ok();
+  PointTo(reinterpret_cast<uintptr_t>(tables));
   return CudaStatus(cudaMemcpyAsync(tables, tables_.data(), tables_.size(), cudaMemcpyHostToDevice,
                                     static_cast<cudaStream_t>(stream)),
                     "uploading a copy plan");
 }
 
-void GatherCuda::Write(void* tables, const void* at) {
-  PointTo(at);
-  if (!tables_.empty()) std::memcpy(tables, tables_.data(), tables_.size());
-}
-
 Status GatherCuda::Launch(Stream stream) const {
   for (const GatherArgs& args : launches_) {
     const auto on = static_cast<cudaStream_t>(stream);
-    const cudaError_t error = args.casts ? LaunchGatherCast(args, on) : LaunchGatherCopy(args, on);
+    const auto inlined = inlined_ ? std::span(tables_) : std::span<const std::byte>();
+    const cudaError_t error =
+        args.casts ? LaunchGatherCast(args, inlined, on) : LaunchGatherCopy(args, inlined, on);
     KVRELAY_RETURN_IF_ERROR(CudaStatus(error, "launching a gather"));
   }
   return Status::Ok();
+}
+
+void GatherCuda::SayEnd(const GatherEnd& end) {
+  if (!launches_.empty()) launches_.back().end = end;
 }
 
 }  // namespace kvrelay::cuda

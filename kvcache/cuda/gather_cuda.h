@@ -13,10 +13,11 @@
 // The source may be read through caches that do not see writes made while the kernel runs: the
 // caller throws the result away when a lease ended meanwhile.
 //
-// Order of a pull: Make, Upload once, Launch on the same stream (or behind it). Launch only
+// Order of a pull: Make, Upload where there is something to upload, Launch on the same stream (or
+// behind it). Launch only
 // launches kernels, one unless the plan has more than 20 boxes or both casts and copies; a graph
 // may capture it. The caller picks the stream (its priority, its device) and learns of the
-// end by an event.
+// end by an event, or from the kernel itself (SayEnd).
 //
 // Threads: const members from any thread. Equal plans give equal bytes.
 #pragma once
@@ -34,6 +35,7 @@ namespace kvrelay::cuda {
 using Stream = void*;  // a cudaStream_t; null: the default stream
 
 struct GatherArgs;
+struct GatherEnd;
 
 struct GatherOptions {
   uint32_t max_sms = 16;  // of the device, that a kernel may take: its CTAs, each of 1024 threads
@@ -51,23 +53,25 @@ class GatherCuda {
   GatherCuda& operator=(GatherCuda&&) noexcept;
   ~GatherCuda();
 
-  // Device memory that Upload fills and Launch reads.
-  size_t table_bytes() const { return tables_.size(); }
+  // Device memory that Upload fills and Launch reads: 0 for plans of up to about a thousand blocks
+  // and layers together, whose tables go with the launch.
+  size_t table_bytes() const { return inlined_ ? 0 : tables_.size(); }
   // `tables`: aligned to 16, the caller's; lives until the last launch is done. Returns when this
   // object may go, not when the bytes have arrived. Not while a graph is captured.
   Status Upload(void* tables, Stream stream);
-  // Instead of Upload, for tables of a few KiB: writes them to host memory that the device reads at
-  // `at`. Costs no call to the driver.
-  void Write(void* tables, const void* at);
-  // After Upload or Write.
+  // Before Launch: how it says its end, if it launches anything.
+  void SayEnd(const GatherEnd& end);
+  // After Upload, if there are table_bytes().
   Status Launch(Stream stream) const;
+  bool empty() const { return launches_.empty(); }
 
  private:
   GatherCuda() = default;
-  void PointTo(const void* tables);
+  void PointTo(uintptr_t base);
 
   std::vector<GatherArgs> launches_;
-  std::vector<std::byte> tables_;  // segments, places, factors
+  std::vector<std::byte> tables_;  // segments, places, factors; inlined: padded
+  bool inlined_ = false;
   size_t places_at_ = 0;
   size_t factors_at_ = 0;
 };

@@ -71,12 +71,11 @@ class FakeDevice final : public Device {
       while (!Ended()) std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
     std::optional<Status> Ended() override {
+      if (over) return failure;
       if (device.held_) return std::nullopt;
-      if (!over) {
-        over = true;
-        if (failure.ok()) ExecuteCopy(plan, src, dst);
-        ++device.ended_;
-      }
+      over = true;
+      if (failure.ok()) ExecuteCopy(plan, src, dst);
+      ++device.ended_;
       return failure;
     }
     FakeDevice& device;

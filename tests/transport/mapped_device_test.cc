@@ -55,7 +55,7 @@ class MappedDeviceTest : public OwnerTest {
   }
 
   const std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
-  const std::shared_ptr<Throttle> throttle_ =
+  std::shared_ptr<Throttle> throttle_ =
       std::make_shared<Throttle>(Caps{.bytes_per_s = 0, .inflight_bytes = kKvBytes / 2});
   std::unique_ptr<Node> owner_;
   std::unique_ptr<Node> reader_;
@@ -110,6 +110,47 @@ TEST_F(MappedDeviceTest, SmallReadsGoByTheDeviceToo) {
   EXPECT_FALSE(reader_->transport().ReadNow(peer_, Contiguous(0, 64), Node::guard(3)).has_value());
   EXPECT_TRUE(Read(*reader_, peer_, Contiguous(0, 64), Node::guard(3)).status.ok());
   EXPECT_EQ(device_->ended(), 1U);
+}
+
+TEST_F(MappedDeviceTest, ABegunReadIsItsCallersToLookAt) {
+  const CopyPlan plan = Contiguous(0, kKvBytes);
+  const GuardExpectation want = Lease(owner_->Spec(""), 3);
+  EXPECT_FALSE(reader_->transport().begins()) << "under a cap";
+  EXPECT_EQ(reader_->transport().Begin(peer_, plan, Node::guard(3), want), nullptr);
+  throttle_.reset();
+  reader_ = MakeNode();
+  peer_ = reader_->Connect(owner_->Spec("owner")).value_or(0);
+  Transport& transport = reader_->transport();
+  ASSERT_TRUE(transport.begins());
+  EXPECT_EQ(transport.Begin(peer_ + 1, plan, Node::guard(3), want), nullptr);
+  EXPECT_EQ(transport.Begin(peer_, Contiguous(64, kKvBytes), Node::guard(3), want), nullptr);
+  EXPECT_EQ(transport.Begin(peer_, plan, Node::guard(3), Lease(owner_->Spec(""), 3, 101)), nullptr)
+      << "not computed yet";
+  EXPECT_EQ(device_->begun(), 0U);
+
+  device_->Hold();
+  auto read = transport.Begin(peer_, plan, Node::guard(3), want);
+  ASSERT_NE(read, nullptr);
+  EXPECT_EQ(device_->begun(), 1U);
+  EXPECT_FALSE(read->Look().has_value());
+  device_->LetGo();
+  const auto completion = read->Look();
+  ASSERT_TRUE(completion.has_value());
+  EXPECT_TRUE(completion->status.ok());
+  EXPECT_EQ(completion->bytes, kKvBytes);
+  EXPECT_TRUE(GuardHolds(want, completion->before, completion->after));
+  EXPECT_EQ(reader_->FirstWrong(1, kKvBytes), std::nullopt);
+
+  device_->Hold();
+  read = transport.Begin(peer_, plan, Node::guard(3), want);
+  ASSERT_NE(read, nullptr);
+  owner_->record(3)->End();
+  owner_.reset();  // its memory stays until the device has read it
+  reader_->DestroyTransport();
+  device_->LetGo();
+  const auto late = read->Look();
+  ASSERT_TRUE(late.has_value());
+  EXPECT_FALSE(GuardHolds(want, late->before, late->after));
 }
 
 TEST_F(MappedDeviceTest, CancelledReadsEndWhenTheDeviceHas) {

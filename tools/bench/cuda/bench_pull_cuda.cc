@@ -1,9 +1,11 @@
 // Pulls between two processes, each with an agent and its KV cache on a GPU: from the order to pull
-// a claimed lease to its completion, as the engine sees it (plan, tables, kernel, guard, lease),
+// a claimed lease to its completion, as the engine sees it (guard, tables, kernel, guard, lease),
 // against one contiguous copy of the same size on the copy engine, from its call until the host
-// sees its end. Pulls come one after the other, and after a pause of 3 ms in which threads fall
-// asleep. The owner is on the first GPU, the reader on the same and, where there is one with
-// peer access, on the second. Every first pull of a case is checked byte by byte.
+// sees its end. Blocks are shuffled on both sides, unless the case says that they follow each
+// other. A pull is planned when its lease is claimed, which is before the order; how long planning
+// takes is measured beside. Pulls come one after the other, and after a pause of 3 ms in which
+// threads fall asleep. The owner is on the first GPU, the reader on the same and, where there is
+// one with peer access, on the second. Every first pull of a case is checked byte by byte.
 //
 // usage: bench_pull_cuda [--json=FILE] [--rounds=N]
 #include <signal.h>
@@ -22,6 +24,8 @@
 #include <fstream>
 #include <future>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,6 +34,7 @@
 #include "attention/cuda/device_array.h"
 #include "kvcache/cuda/device_cuda.h"
 #include "kvcache/kv_view.h"
+#include "kvcache/plan_pull.h"
 #include "proto/ticket.h"
 #include "tools/bench/engine_rows.h"
 
@@ -51,6 +56,7 @@ struct Case {
   uint32_t owner_tp;
   KvFormat owner;
   KvFormat reader;
+  bool shuffled = true;
 };
 
 // Of one layout (runs of a block), of one of two ranks' heads, of two layouts (runs of a row).
@@ -62,7 +68,21 @@ constexpr Case kCases[] = {
     {"TP 2 to 1", 32, 2048, 2, KvFormat::kNhd, KvFormat::kNhd},
     {"NHD to HND", 32, 512, 1, KvFormat::kNhd, KvFormat::kHnd},
     {"NHD to HND", 32, 2048, 1, KvFormat::kNhd, KvFormat::kHnd},
+    {"blocks in order", 32, 2048, 1, KvFormat::kNhd, KvFormat::kNhd, false},
+    {"blocks in order", 32, 8192, 1, KvFormat::kNhd, KvFormat::kNhd, false},
 };
+
+// All blocks of a new pool of a side.
+BlockTable TakeBlocks(const Case& c, const std::shared_ptr<BlockPool>& pool, uint32_t seed) {
+  BlockTable blocks = Must(pool->Allocate(c.tokens / kBlockSize));
+  if (!c.shuffled) return blocks;
+  std::vector<uint32_t> order(blocks.blocks().size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::shuffle(order, std::mt19937(seed));
+  BlockTable shuffled;
+  for (const uint32_t i : order) shuffled.Append(blocks.Share(i, 1));
+  return shuffled;
+}
 
 // An engine with its memory on a GPU, and a copy of that on the host to look at.
 struct Side {
@@ -140,7 +160,7 @@ class Owner {
 
 void Own(const Case& c, const std::string& run_dir, int fd) {
   Side side(c, c.owner, c.owner_tp, 0, 16, run_dir);
-  BlockTable all = Must(side.pool->Allocate(c.tokens / kBlockSize));
+  const BlockTable all = TakeBlocks(c, side.pool, 1);
   side.ForEachRow(all.blocks(), c.tokens,
                   [](std::byte* row, const RowName& name) { name.Fill(row, kRowBytes); });
   side.ToDevice();
@@ -247,6 +267,24 @@ class BigCopy {
   cudaEvent_t end_ = nullptr;
 };
 
+// What PlanPull takes of all of the owner's first rank, in us: the median of many.
+double PlanUs(const Case& c, const Side& reader, const BlockTable& blocks) {
+  const KvShard shard = Must(KvShard::Make(c.layers, kHeads, c.owner_tp, 0));
+  const KvLayout layout = KvLayout::Dense(c.owner, DType::kBf16, c.layers, shard.head_count, kDim,
+                                          kBlockSize, c.tokens / kBlockSize + 1);
+  std::vector<double> us;
+  for (int i = 0; i < 101; ++i) {
+    const auto begin = steady_clock::now();
+    const CopyPlan plan = Must(PlanPull({layout, shard, {blocks.blocks()}},
+                                        {reader.layouts[0], reader.shards[0], {blocks.blocks()}},
+                                        shard.head_begin, shard.head_end(), {0, c.tokens}));
+    us.push_back(std::chrono::duration<double, std::micro>(steady_clock::now() - begin).count());
+    Check(plan.bytes() > 0, "an empty plan");
+  }
+  std::ranges::nth_element(us, us.begin() + 50);
+  return us[50];
+}
+
 struct Spread {
   explicit Spread(std::vector<double> values) {
     std::ranges::sort(values);
@@ -263,7 +301,7 @@ struct Spread {
 nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std::string& run_dir,
                             Owner owner, int rounds) {
   Side reader(c, c.reader, 1, gpu, max_sms, run_dir);
-  const BlockTable blocks = Must(reader.pool->Allocate(c.tokens / kBlockSize));
+  const BlockTable blocks = TakeBlocks(c, reader.pool, 2);
   for (std::vector<std::byte>& bytes : reader.host) std::ranges::fill(bytes, std::byte{0xff});
   reader.ToDevice();
   const uint64_t bytes = ClaimedLoad(reader, owner, blocks).Pull().bytes;
@@ -292,13 +330,16 @@ nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std:
   const Spread pull(pull_us);
   const Spread after_pause(pause_us);
   const Spread copy(copy_us);
+  const double plan_us = PlanUs(c, reader, blocks);
   const auto rate = [&](double us) { return static_cast<double>(bytes) / us / 1e3; };
   std::printf(
-      "%-18s to cuda:%d %3u SMs %8.2f MB | copy us %8.1f %6.1f GB/s | pull us %8.1f (%.1f, %.1f) "
+      "%-18s to cuda:%d %3u SMs %8.2f MB | plan us %5.1f | copy us %8.1f %6.1f GB/s | pull us "
+      "%8.1f (%.1f, %.1f) "
       "%6.1f GB/s, ratio %.3f | after a pause %8.1f (%.1f, %.1f), ratio %.3f\n",
-      c.name, gpu, max_sms, static_cast<double>(bytes) / 1e6, copy.median, rate(copy.median),
-      pull.median, pull.min, pull.max, rate(pull.median), copy.median / pull.median,
-      after_pause.median, after_pause.min, after_pause.max, copy.median / after_pause.median);
+      c.name, gpu, max_sms, static_cast<double>(bytes) / 1e6, plan_us, copy.median,
+      rate(copy.median), pull.median, pull.min, pull.max, rate(pull.median),
+      copy.median / pull.median, after_pause.median, after_pause.min, after_pause.max,
+      copy.median / after_pause.median);
   std::fflush(stdout);
   return {{"case", c.name},
           {"layers", c.layers},
@@ -306,7 +347,9 @@ nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std:
           {"owner_tp", c.owner_tp},
           {"reader_gpu", gpu},
           {"max_sms", max_sms},
+          {"shuffled", c.shuffled},
           {"bytes", bytes},
+          {"plan_us", plan_us},
           {"copy_us", copy.json()},
           {"pull_us", pull.json()},
           {"pull_after_pause_us", after_pause.json()},

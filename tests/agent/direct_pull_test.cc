@@ -1,6 +1,7 @@
-// Small pulls between two engines of one rank each, in one process, on real sockets and mapped
-// memory: here when the call that says so returns, where that can be, and right where it cannot.
-#include "agent/small_pull.h"
+// Pulls on the calling thread between two engines of one rank each, in one process, on real sockets
+// and mapped memory. Small ones are here when the call that says so returns, those of a device are
+// under way by then, where that can be; and right where it cannot.
+#include "agent/direct_pull.h"
 
 #include <gtest/gtest.h>
 
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "agent/engine_agent.h"
+#include "tests/common/fake_device.h"
 #include "tests/common/temp_dir.h"
 
 namespace kvrelay::agent {
@@ -26,19 +28,22 @@ class Engine {
   static constexpr uint32_t kBlocks = 16;
   static constexpr uint64_t kBlockBytes = 4096;
 
-  Engine(const std::string& run_dir, transport::Caps caps) {
+  // `device`: of its KV; null: the host's.
+  Engine(const std::string& run_dir, transport::Caps caps, std::shared_ptr<Device> device) {
     const KvShard shard = KvShard::Make(1, 1, 1, 0).value();
     const KvLayout layout =
         KvLayout::Dense(KvFormat::kNhd, DType::kFp32, 1, 1, 32, kBlockSize, kBlocks);
     EXPECT_EQ(layout.dense_bytes(), kBlocks * kBlockBytes);
-    kv_.emplace(Region::AllocateHost(layout.dense_bytes(), "test").value());
+    kv_.emplace((device == nullptr ? Region::AllocateHost(layout.dense_bytes(), "test")
+                                   : device->Allocate(layout.dense_bytes(), "test"))
+                    .value());
     EngineAgentOptions options;
     options.model.bytes[0] = 7;
     options.block_size = kBlockSize;
     options.transport = "mapped";
     options.run_dir = run_dir;
     options.caps = caps;
-    auto made = EngineAgent::Create(options, {{layout, shard, {&*kv_}}}, pool, prefixes_);
+    auto made = EngineAgent::Create(options, {{layout, shard, {&*kv_}, device}}, pool, prefixes_);
     EXPECT_TRUE(made.has_value()) << made.error().ToString();
     agent = std::move(*made);
     agent->Run();
@@ -77,18 +82,20 @@ class Engine {
   }
 
   std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocks);
-  std::unique_ptr<EngineAgent> agent;
 
  private:
   std::optional<Region> kv_;
   SystemPrefixStore prefixes_{1};
+
+ public:
+  std::unique_ptr<EngineAgent> agent;  // goes before what it uses
 };
 
-class SmallPullTest : public testing::Test {
+class DirectPullTest : public testing::Test {
  protected:
-  void Open(transport::Caps reader_caps = {}) {
-    owner_ = std::make_unique<Engine>(folder_.path(), transport::Caps{});
-    reader_ = std::make_unique<Engine>(folder_.path(), reader_caps);
+  void Open(transport::Caps reader_caps = {}, std::shared_ptr<Device> device = nullptr) {
+    owner_ = std::make_unique<Engine>(folder_.path(), transport::Caps{}, device);
+    reader_ = std::make_unique<Engine>(folder_.path(), reader_caps, device);
   }
 
   // A prompt of one block.
@@ -190,7 +197,7 @@ class SmallPullTest : public testing::Test {
   std::unique_ptr<Engine> reader_;
 };
 
-TEST_F(SmallPullTest, WhatIsComputedIsHereWhenTheCallReturns) {
+TEST_F(DirectPullTest, WhatIsComputedIsHereWhenTheCallReturns) {
   Open();
   Meet();
   for (const int byte : {2, 3}) {
@@ -206,7 +213,7 @@ TEST_F(SmallPullTest, WhatIsComputedIsHereWhenTheCallReturns) {
   }
 }
 
-TEST_F(SmallPullTest, WhatIsNotComputedComesWhenItIs) {
+TEST_F(DirectPullTest, WhatIsNotComputedComesWhenItIs) {
   Open();
   Meet();
   const proto::Ticket ticket = Offer(2, /*computed=*/false);
@@ -221,7 +228,7 @@ TEST_F(SmallPullTest, WhatIsNotComputedComesWhenItIs) {
   EXPECT_EQ(Pulls(), 2);
 }
 
-TEST_F(SmallPullTest, ALeaseThatEndedServesNothing) {
+TEST_F(DirectPullTest, ALeaseThatEndedServesNothing) {
   Open();
   Meet();
   const proto::Ticket ticket = Offer(2);
@@ -236,7 +243,7 @@ TEST_F(SmallPullTest, ALeaseThatEndedServesNothing) {
   EXPECT_EQ(Pulls(), 1);
 }
 
-TEST_F(SmallPullTest, CancelledRightAfterItIsCancelled) {
+TEST_F(DirectPullTest, CancelledRightAfterItIsCancelled) {
   Open();
   Meet();
   const auto loading = Claim(Offer(2));
@@ -249,7 +256,7 @@ TEST_F(SmallPullTest, CancelledRightAfterItIsCancelled) {
   EXPECT_EQ(reader_->pool->used_blocks(), 0U);
 }
 
-TEST_F(SmallPullTest, UnderACapItWaitsForItsTurn) {
+TEST_F(DirectPullTest, UnderACapItWaitsForItsTurn) {
   Open({.bytes_per_s = 100 << 20});
   Meet();
   const auto loading = Claim(Offer(2));
@@ -257,6 +264,106 @@ TEST_F(SmallPullTest, UnderACapItWaitsForItsTurn) {
   const auto loaded = Wait(*loading);
   ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
   EXPECT_TRUE(Holds(*loading, 2));
+}
+
+// The KV of both is a device's, which is at a pull as long as the test wants.
+class DevicePullTest : public DirectPullTest {
+ protected:
+  void SetUp() override {
+    Open({}, device_);
+    Meet();
+    met_ = device_->begun();
+  }
+  // A pull that the device has begun when this returns.
+  std::shared_ptr<Loading> StartHeld(const proto::Ticket& ticket) {
+    auto loading = Claim(ticket);
+    device_->Hold();
+    ReadyAtOnce(*loading, 2);
+    EXPECT_EQ(device_->begun(), met_ + 1) << "by the call that says that bytes may move";
+    std::this_thread::sleep_for(Millis(20));  // past the time in which it is looked at always
+    reader_->Do([&] { EXPECT_FALSE(loading->result.has_value()); });
+    return loading;
+  }
+
+  const std::shared_ptr<tests::FakeDevice> device_ = std::make_shared<tests::FakeDevice>();
+  uint64_t met_ = 0;  // what it had begun when the peers knew each other
+};
+
+TEST_F(DevicePullTest, IsUnderWayWhenTheCallReturns) {
+  const auto loading = StartHeld(Offer(2));
+  device_->LetGo();
+  const auto loaded = Wait(*loading);
+  ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+  EXPECT_TRUE(Holds(*loading, 2));
+  EXPECT_EQ(loaded->own.path, "mapped");
+  EXPECT_EQ(loaded->own.bytes, Engine::kBlockBytes);
+  EXPECT_EQ(Pulls(), 2);
+  EXPECT_EQ(device_->begun(), met_ + 1);
+}
+
+TEST_F(DevicePullTest, WhatIsNotComputedComesWhenItIs) {
+  const proto::Ticket ticket = Offer(2, /*computed=*/false);
+  const auto loading = Claim(ticket);
+  ReadyAtOnce(*loading, 2);
+  std::this_thread::sleep_for(Millis(5));
+  EXPECT_EQ(device_->begun(), met_) << "nothing moves that would be thrown away";
+  Publish(ticket.prompt.lease);
+  const auto loaded = Wait(*loading);
+  ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+  EXPECT_TRUE(Holds(*loading, 2));
+}
+
+TEST_F(DevicePullTest, ALeaseThatEndsMeanwhileServesNothing) {
+  const proto::Ticket ticket = Offer(2);
+  const auto loading = StartHeld(ticket);
+  owner_->Do([&] { owner_->agent->owner().Withdraw(ticket.prompt.lease, "test"); });
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (owner_->pool->used_blocks() > 0 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(Millis(1));
+  }
+  device_->LetGo();
+  EXPECT_FALSE(Wait(*loading).has_value());
+  EXPECT_EQ(Pulls(), 1);
+}
+
+TEST_F(DevicePullTest, CancelledItKeepsItsBlocksUntilTheDeviceIsDone) {
+  const auto loading = StartHeld(Offer(2));
+  reader_->Do([&] { loading->load.lock()->Cancel({Code::kCancelled, "the user left"}); });
+  std::this_thread::sleep_for(Millis(20));
+  reader_->Do([&] {
+    ASSERT_TRUE(loading->result.has_value()) << "its caller hears of it at once";
+    EXPECT_EQ(loading->result->error().code(), Code::kCancelled);
+  });
+  EXPECT_EQ(reader_->pool->used_blocks(), 1U);
+  device_->LetGo();
+  EXPECT_FALSE(Wait(*loading).has_value());
+  EXPECT_EQ(reader_->pool->used_blocks(), 0U);
+  EXPECT_EQ(device_->ended(), device_->begun());
+  // The blocks are others' now.
+  reader_->Fill(loading->block, 9);
+  std::this_thread::sleep_for(Millis(5));
+  EXPECT_TRUE(Holds(*loading, 9));
+}
+
+TEST_F(DevicePullTest, WhatADeviceFailedIsPulledByItsRank) {
+  device_->FailNext(Status(Code::kInternal, "an illegal address"));
+  const auto loading = Claim(Offer(2));
+  ReadyAtOnce(*loading, 2);
+  const auto loaded = Wait(*loading);
+  ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+  EXPECT_TRUE(Holds(*loading, 2));
+  EXPECT_EQ(device_->begun(), met_ + 2);
+}
+
+TEST_F(DevicePullTest, TheAgentsEndWaitsForTheDevice) {
+  const auto loading = StartHeld(Offer(2));
+  std::thread later([&] {
+    std::this_thread::sleep_for(Millis(50));
+    device_->LetGo();
+  });
+  reader_.reset();
+  EXPECT_EQ(device_->ended(), device_->begun());
+  later.join();
 }
 
 }  // namespace
