@@ -58,19 +58,34 @@ struct RelayConfig {
 // What the step decided, for metrics and the `relay` field of a request.
 struct RelayDecision {
   bool relay = false;
-  std::string why;  // "2 groups of 16 and 8", "no prefix", "fewer than 2 sharers", "disabled"
+  // "2 groups of 16 and 8", "1 group of 16 on 3 levels", "no prefix", "fewer than 2 sharers",
+  // "disabled"
+  std::string why;
 };
 
-// Sequences grouped by the prefix that they share; made once a step, used by all layers.
+// Sequences grouped by the prefixes that they share: a forest, because those who share a prefix may
+// in smaller groups share a longer one. Made once a step, used by all layers.
 struct RelayMetadata {
+  // Blocks that several sequences have at the same place of their prefixes.
   struct Group {
     std::span<const BlockId> prefix;
     std::vector<uint32_t> sequences;  // indices into Batch::sequences; size >= min_sharers
+    uint32_t first_block = 0;         // in the sharers' prefixes; where the parent ends, if any
+    uint32_t level = 0;               // 0: a root
   };
-  std::vector<Group> groups;
+  // What groups read for a sequence: the first `blocks` of its prefix, in `levels` groups.
+  struct Share {
+    uint32_t blocks = 0;
+    uint32_t levels = 0;
+  };
+  std::vector<Group> groups;    // parents before children
+  std::vector<Share> shares;    // by sequence
   std::vector<uint32_t> paged;  // sequences that run plain paged attention over prefix + own blocks
   RelayDecision decision;
 };
+// Groups stand on at most this many levels: each costs a result of the whole batch's size and a
+// merge. What lies deeper is read by each sequence for itself.
+inline constexpr uint32_t kMaxRelayLevels = 6;
 RelayMetadata PlanRelay(const Batch& batch, const RelayConfig& config);
 
 // O(n^2) oracle in fp64, one row at a time. `out` and `lse` sized by the batch.
@@ -81,11 +96,11 @@ void NaiveAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::s
 void PagedAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::span<const float> q,
                     std::span<float> out, std::span<float> lse);
 
-// Relay attention: per group one pass of all its rows over the shared prefix, a paged pass of each
-// sequence over its own blocks, merged: alpha = 1 / (1 + exp(lse_usr - lse_sys)), out = alpha * sys
-// + (1 - alpha) * usr. A window that ends inside the prefix hides the prefix's first tokens from a
-// row, one that ends behind it hides all of it. Sequences in `metadata.paged` run plain paged
-// attention. Equal to PagedAttention within fp32 rounding.
+// Relay attention: per group one pass of all its rows over the shared blocks, a paged pass of each
+// sequence over the rest of its blocks, merged level by level: alpha = 1 / (1 + exp(lse_usr -
+// lse_sys)), out = alpha * sys + (1 - alpha) * usr. A window that ends inside the prefix hides the
+// prefix's first tokens from a row, one that ends behind it hides all of it. Sequences in
+// `metadata.paged` run plain paged attention. Equal to PagedAttention within fp32 rounding.
 void RelayAttention(const KvView& kv, uint32_t layer, const Batch& batch,
                     const RelayMetadata& metadata, std::span<const float> q, std::span<float> out,
                     std::span<float> lse);

@@ -10,7 +10,8 @@ void PagedAttention(const KvView& kv, uint32_t layer, const Batch& batch, std::s
   std::vector<RowItem> items;
   items.reserve(batch.sequences.size());
   for (const Sequence& sequence : batch.sequences) {
-    AppendItems(AllKeys(sequence, out.data(), lse.data()), group, batch.kind.window, items);
+    AppendItems(KeysBehind(sequence, 0, kv.layout(), out.data(), lse.data()), group,
+                batch.kind.window, items);
   }
   AttendRows(kv, layer, batch, items, q.data());
 }

@@ -1,4 +1,4 @@
-// Which keys a sequence's rows see: all, its prefix's, or its own.
+// Which keys a sequence's rows see: all, or those behind the blocks that it shares.
 #pragma once
 
 #include "attention/attend_rows.h"
@@ -6,20 +6,19 @@
 
 namespace kvrelay::attention {
 
-// Row i stands at position context - rows + i and sees itself and what is before it.
-inline RowSegment Rows(const Sequence& sequence) {
-  return {sequence.first_row, sequence.rows, int64_t{sequence.context} - sequence.rows + 1};
+// Row i stands at position context - rows + i and sees itself and what is before it, of keys that
+// begin at position `first`.
+inline RowSegment Rows(const Sequence& sequence, int64_t first) {
+  return {sequence.first_row, sequence.rows, int64_t{sequence.context} - sequence.rows + 1 - first};
 }
 
-inline RowItem AllKeys(const Sequence& sequence, float* out, float* lse) {
-  return {{Rows(sequence)}, {sequence.prefix, sequence.blocks, sequence.context}, out, lse};
-}
-
-inline RowItem OwnKeys(const Sequence& sequence, uint32_t prefix_tokens, float* out, float* lse) {
-  RowSegment rows = Rows(sequence);
-  rows.first_visible -= prefix_tokens;
-  const uint32_t own = sequence.context > prefix_tokens ? sequence.context - prefix_tokens : 0;
-  return {{rows}, {{}, sequence.blocks, own}, out, lse};
+// All its keys but those of the first `shared` blocks of its prefix.
+inline RowItem KeysBehind(const Sequence& sequence, uint32_t shared, const KvLayout& layout,
+                          float* out, float* lse) {
+  const auto first = int64_t{shared} * layout.block_size;
+  const auto keys = sequence.context > first ? static_cast<uint32_t>(sequence.context - first) : 0;
+  return {
+      {Rows(sequence, first)}, {sequence.prefix.subspan(shared), sequence.blocks, keys}, out, lse};
 }
 
 }  // namespace kvrelay::attention

@@ -110,9 +110,14 @@ void PagedCase::SetK(const std::vector<BlockId>& blocks, uint32_t token, uint32_
   }
 }
 
-const std::vector<BlockId>& PagedCase::AddPrefix(uint32_t blocks) {
-  tables_.push_back(std::make_unique<std::vector<BlockId>>(TakeBlocks(blocks)));
-  FillTokens(*tables_.back(), blocks * shape_.block_size);
+const std::vector<BlockId>& PagedCase::AddPrefix(uint32_t blocks,
+                                                 const std::vector<BlockId>* parent) {
+  const std::vector<BlockId> fresh = TakeBlocks(blocks);
+  FillTokens(fresh, blocks * shape_.block_size);
+  auto table = parent == nullptr ? std::make_unique<std::vector<BlockId>>()
+                                 : std::make_unique<std::vector<BlockId>>(*parent);
+  table->insert(table->end(), fresh.begin(), fresh.end());
+  tables_.push_back(std::move(table));
   return *tables_.back();
 }
 

@@ -60,8 +60,9 @@ class PagedCase {
   void SetK(const std::vector<BlockId>& blocks, uint32_t token, uint32_t head, uint32_t dim,
             float value);
 
-  // A prefix of whole blocks, filled.
-  const std::vector<BlockId>& AddPrefix(uint32_t blocks);
+  // A prefix of whole blocks, filled; behind all blocks of `parent`, which both then share.
+  const std::vector<BlockId>& AddPrefix(uint32_t blocks,
+                                        const std::vector<BlockId>* parent = nullptr);
   // A sequence of `context` tokens (the prefix's included) of which the last `rows` are new; its
   // rows follow those of the sequences before it.
   void AddSequence(uint32_t rows, uint32_t context, const std::vector<BlockId>* prefix = nullptr);

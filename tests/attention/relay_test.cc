@@ -48,6 +48,49 @@ TEST(RelayAttention, RandomBatchesEqualPagedAndTheOracle) {
   }
 }
 
+// Trees of shared prefixes: roots, branches and leaves of random lengths, sequences that end at any
+// of them, rows inside the shared part, windows that end anywhere.
+TEST(RelayAttention, RandomTreesEqualPagedAndTheOracle) {
+  const uint64_t seed = Seed();
+  SCOPED_TRACE("KVRELAY_SEED=" + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  constexpr uint32_t kWindows[] = {0, 0, 1, 20, 100};
+  for (int round = 0; round < 12; ++round) {
+    CacheShape shape;
+    shape.dtype = static_cast<DType>(random() % 3);
+    shape.kv_heads = static_cast<uint32_t>(1 + random() % 2);
+    shape.head_dim = random() % 2 == 0 ? 64 : 24;
+    shape.block_size = 8;
+    shape.num_blocks = 1024;
+    PagedCase test(shape, random());
+    std::vector<const std::vector<BlockId>*> nodes = {nullptr};
+    for (uint32_t i = 0; i < 12; ++i) {
+      nodes.push_back(&test.AddPrefix(test.Uniform(1, 9), nodes[random() % nodes.size()]));
+    }
+    for (uint32_t i = 0; i < 40; ++i) {
+      const auto* prefix = nodes[random() % nodes.size()];
+      const auto tokens =
+          static_cast<uint32_t>(prefix == nullptr ? 0 : prefix->size() * shape.block_size);
+      const uint32_t context = tokens + test.Uniform(tokens == 0 ? 1 : 0, 40);
+      test.AddSequence(i % 4 == 0 ? test.Uniform(1, std::min(context, 30U)) : 1, context, prefix);
+    }
+    const uint32_t query_heads = shape.kv_heads * static_cast<uint32_t>(1 + random() % 4);
+    const Batch batch{test.sequences(),
+                      query_heads,
+                      Scale(shape.head_dim),
+                      {.window = kWindows[random() % std::size(kWindows)]}};
+    SCOPED_TRACE("round " + std::to_string(round) + ": " + shape.ToString() + ", window " +
+                 std::to_string(batch.kind.window) + "; " + PlanRelay(batch, {}).decision.why);
+    const auto q = RandomQuery(test.rows(), query_heads, shape.head_dim, test.random());
+    const Output want = RunNaive(test, batch, 0, q);
+    for (const uint32_t min_sharers : {1U, 2U, 4U}) {
+      ExpectNear(want, RunRelay(test, batch, {.min_sharers = min_sharers}, 0, q), 1e-5F);
+    }
+    ExpectNear(want, RunPaged(test, batch, 0, q), 1e-5F);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST(RelayAttention, APromptThatIsThePrefixHasNoSuffix) {
   PagedCase test({.kv_heads = 2, .head_dim = 32}, 3);
   const auto& prefix = test.AddPrefix(5);
