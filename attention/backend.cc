@@ -8,9 +8,34 @@
 namespace kvrelay::attention {
 namespace {
 
+constexpr KindSet kAllButMla = {.window = true, .soft_cap = true, .alibi = true};
+
+const std::vector<BackendTraits>& AllTraits() {
+  const std::vector<DType> wide = {DType::kFp32, DType::kFp16, DType::kBf16};
+  static const auto* traits =
+      new std::vector<BackendTraits>{{Backend::kRelay, "relay_attn", kAllButMla, wide},
+                                     {Backend::kPaged, "paged_attn", kAllButMla, wide},
+                                     {Backend::kNaive, "naive_attn", kAllButMla, wide}};
+  return *traits;
+}
+
+std::string Names(const std::vector<DType>& dtypes) {
+  std::string text;
+  for (const DType dtype : dtypes)
+    text += (text.empty() ? "" : ", ") + std::string(DTypeName(dtype));
+  return text;
+}
+
 // Why a backend cannot serve the request, if so.
 std::optional<std::string> WhyNot(Backend backend, const BackendRequest& request) {
-  if (request.use_mla) return "MLA: reads one latent row per token, this one needs K and V";
+  const BackendTraits& traits = TraitsOf(backend);
+  const KindSet& asked = request.kinds;
+  if (asked.mla && !traits.kinds.mla) {
+    return "MLA: reads one latent row per token, this one needs K and V";
+  }
+  if (asked.window && !traits.kinds.window) return "knows no sliding window";
+  if (asked.soft_cap && !traits.kinds.soft_cap) return "knows no soft cap";
+  if (asked.alibi && !traits.kinds.alibi) return "knows no ALiBi";
   if (request.head_dim == 0 || request.block_size == 0 || request.kv_heads == 0) {
     return "head_dim " + std::to_string(request.head_dim) + ", block_size " +
            std::to_string(request.block_size) + ", kv_heads " + std::to_string(request.kv_heads) +
@@ -20,8 +45,9 @@ std::optional<std::string> WhyNot(Backend backend, const BackendRequest& request
     return std::to_string(request.query_heads) + " query heads are no multiple of " +
            std::to_string(request.kv_heads) + " KV heads";
   }
-  if (SizeOf(request.cache_dtype) < 2) {
-    return std::string(DTypeName(request.cache_dtype)) + " cache: reads fp32, fp16 and bf16";
+  if (std::ranges::find(traits.cache_dtypes, request.cache_dtype) == traits.cache_dtypes.end()) {
+    return std::string(DTypeName(request.cache_dtype)) + " cache: reads " +
+           Names(traits.cache_dtypes);
   }
   if (backend == Backend::kRelay && !request.relay_enabled) return "disabled";
   return std::nullopt;
@@ -38,17 +64,14 @@ std::string Join(const std::vector<BackendChoice::Rejected>& rejected) {
 
 }  // namespace
 
-std::string_view BackendName(Backend backend) {
-  switch (backend) {
-    case Backend::kRelay:
-      return "relay_attn";
-    case Backend::kPaged:
-      return "paged_attn";
-    case Backend::kNaive:
-      return "naive_attn";
-  }
-  return "unknown";
+std::string KindSet::ToString() const {
+  return std::string("causal") + (window ? ", window" : "") + (soft_cap ? ", soft_cap" : "") +
+         (alibi ? ", alibi" : "") + (mla ? ", mla" : "");
 }
+
+const BackendTraits& TraitsOf(Backend backend) { return AllTraits()[static_cast<size_t>(backend)]; }
+
+std::string_view BackendName(Backend backend) { return TraitsOf(backend).name; }
 
 Result<Backend> BackendFromName(std::string_view name) {
   std::string known;
@@ -91,7 +114,7 @@ Result<BackendChoice> GetAttnBackend(const BackendRequest& request) {
   choice.backend = wanted.value_or(usable.front());
   choice.why =
       (wanted.has_value() ? "asked for, " : "best of " + std::to_string(usable.size()) + ", ") +
-      std::string(DTypeName(request.cache_dtype)) + " cache";
+      std::string(DTypeName(request.cache_dtype)) + " cache, " + request.kinds.ToString();
   if (choice.backend != Backend::kNaive) {
     choice.why += ", " + std::string(BestTileKernel().name) + " kernel";
   }

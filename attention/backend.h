@@ -12,12 +12,32 @@
 
 namespace kvrelay::attention {
 
+// What layers may ask for beyond causal attention with one or several query heads per KV head,
+// which all backends serve.
+struct KindSet {
+  bool window = false;
+  bool soft_cap = false;
+  bool alibi = false;
+  bool mla = false;
+  // "causal, window, soft_cap, alibi"
+  std::string ToString() const;
+};
+
 // Best first.
 enum class Backend : uint8_t { kRelay = 0, kPaged = 1, kNaive = 2 };
 inline constexpr std::array kBackends = {Backend::kRelay, Backend::kPaged, Backend::kNaive};
 std::string_view BackendName(Backend backend);  // "relay_attn", "paged_attn", "naive_attn"
 // kInvalidArgument lists the names that exist.
 Result<Backend> BackendFromName(std::string_view name);
+
+// What a backend serves. A new one joins by its line in backend.cc's table.
+struct BackendTraits {
+  Backend backend = Backend::kNaive;
+  std::string_view name;
+  KindSet kinds;
+  std::vector<DType> cache_dtypes;
+};
+const BackendTraits& TraitsOf(Backend backend);
 
 // What a rank asks for.
 struct BackendRequest {
@@ -26,7 +46,7 @@ struct BackendRequest {
   uint32_t kv_heads = 0;     // of this rank
   DType cache_dtype = DType::kFp32;
   uint32_t block_size = 0;
-  bool use_mla = false;
+  KindSet kinds{};  // of all its layers
   bool relay_enabled = true;
   std::string_view wanted =
       {};  // a backend's name overrides the order of preference; empty: the best
@@ -38,10 +58,10 @@ struct BackendChoice {
     std::string why;
   };
   Backend backend = Backend::kPaged;
-  std::string why;                 // "best of 3, bf16 cache, avx2 kernel"
+  std::string why;                 // "best of 3, bf16 cache, causal, window, avx2 kernel"
   std::vector<Rejected> rejected;  // the backends that this request rules out
   std::string ToString()
-      const;  // "paged_attn (best of 2, bf16 cache, avx2 kernel); relay_attn: disabled"
+      const;  // "paged_attn (best of 2, bf16 cache, causal, avx2 kernel); relay_attn: disabled"
 };
 
 // The best backend that can serve the request, or the wanted one. kIncompatible, with each

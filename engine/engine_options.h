@@ -33,6 +33,7 @@ struct EngineOptions {
   uint32_t max_prompt_tokens = 0;       // 0: what the model's context allows
   uint32_t prefill_chunk = 256;         // prompt tokens per step, of all requests together
   RelayMode relay = RelayMode::kAuto;   // kOn: also for a single request
+  std::string attn_backend;             // "paged_attn"; empty: the best that can serve the model
   uint32_t max_cached_system_prompts = 100;
   // What is kept of answered conversations for their next turns, without system prompts; 0: nothing
   uint32_t conversation_blocks = 0;

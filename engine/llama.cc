@@ -140,7 +140,9 @@ void LlamaShard::Attend(const StepRows& step, const KvView& kv, uint32_t layer) 
       .query_heads = split_.query_heads,
       .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
       .kind = {.window = config_.window(split_.kv.layer_begin + layer)}};
-  if (step.relay != nullptr) {
+  if (step.naive) {
+    attention::NaiveAttention(kv, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
+  } else if (step.relay != nullptr) {
     attention::RelayAttention(kv, layer, batch, *step.relay, buffers_.q, buffers_.attended,
                               buffers_.lse);
   } else {

@@ -24,7 +24,8 @@ struct StepRows {
   std::span<const uint32_t> positions;
   std::span<const BlockId> blocks;  // that take each row's K and V, at token position % block_size
   std::span<const attention::Sequence> sequences;
-  const attention::RelayMetadata* relay = nullptr;  // null: paged attention for all
+  const attention::RelayMetadata* relay = nullptr;  // null: no relay for any
+  bool naive = false;                               // the fp64 reference, whatever `relay` says
   std::span<const uint32_t> logit_rows;             // rows whose logits are wanted, ascending
 };
 

@@ -5,13 +5,14 @@
 
 #include "base/cpu.h"
 #include "base/parallel.h"
+#include "engine/attn_backend.h"
 
 namespace kvrelay::engine {
 namespace {
 
-attention::RelayConfig RelayConfigFor(RelayMode mode) {
+attention::RelayConfig RelayConfigFor(RelayMode mode, attention::Backend backend) {
   attention::RelayConfig config;
-  config.enabled = mode != RelayMode::kOff;
+  config.enabled = mode != RelayMode::kOff && backend == attention::Backend::kRelay;
   if (mode == RelayMode::kOn) config.min_sharers = 1;
   return config;
 }
@@ -20,6 +21,7 @@ attention::RelayConfig RelayConfigFor(RelayMode mode) {
 void Explain(const attention::RelayConfig& config, const attention::RelayMetadata& relay,
              std::span<const StepItem> items, std::vector<ItemResult>& results) {
   for (const auto& group : relay.groups) {
+    if (group.level > 0) continue;  // the root says how many share
     for (const uint32_t item : group.sequences) {
       results[item].relay = true;
       results[item].why = "prefix shared by " + std::to_string(group.sequences.size());
@@ -35,10 +37,11 @@ void Explain(const attention::RelayConfig& config, const attention::RelayMetadat
 }  // namespace
 
 ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options,
-                         std::vector<Stage> stages)
+                         attention::BackendChoice attn_backend, std::vector<Stage> stages)
     : config_(config),
       block_size_(options.block_size),
-      relay_(RelayConfigFor(options.relay)),
+      attn_backend_(std::move(attn_backend)),
+      relay_(RelayConfigFor(options.relay, attn_backend_.backend)),
       stages_(std::move(stages)) {}
 
 Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
@@ -46,11 +49,12 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& conf
                                                          const EngineOptions& options) {
   KVRELAY_RETURN_IF_ERROR(options.Validate());
   KVRELAY_ASSIGN_OR_RETURN(const ModelBuilder build, FindArchitecture(config));
-  KVRELAY_RETURN_IF_ERROR(CheckTensorParallel(config, options.tp));
+  KVRELAY_ASSIGN_OR_RETURN(attention::BackendChoice backend, ChooseAttnBackend(config, options));
   KVRELAY_ASSIGN_OR_RETURN(std::vector<Stage> stages,
                            MakeStages(config, options.pp, options.tp, options.pp_layers));
   SetParallelism(options.threads > 0 ? options.threads : AvailableThreads());
-  std::unique_ptr<ModelRunner> runner(new ModelRunner(config, options, std::move(stages)));
+  std::unique_ptr<ModelRunner> runner(
+      new ModelRunner(config, options, std::move(backend), std::move(stages)));
   KVRELAY_RETURN_IF_ERROR(runner->AllocateKv(options));
   KVRELAY_ASSIGN_OR_RETURN(runner->shards_, build(config, checkpoint, runner->stages_));
   return runner;
@@ -199,6 +203,7 @@ Result<std::vector<ItemResult>> ModelRunner::Step(std::span<const StepItem> item
                          .blocks = rows_.blocks,
                          .sequences = rows_.sequences,
                          .relay = relay.groups.empty() ? nullptr : &relay,
+                         .naive = attn_backend_.backend == attention::Backend::kNaive,
                          .logit_rows = rows_.logit_rows};
   KVRELAY_RETURN_IF_ERROR(RunStages(step, items));
 

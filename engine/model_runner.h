@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention/backend.h"
 #include "base/status.h"
 #include "engine/checkpoint.h"
 #include "engine/engine_options.h"
@@ -59,7 +60,8 @@ struct KvRank {
 // Step: one thread at a time. Everything else: any thread.
 class ModelRunner {
  public:
-  // kInvalidArgument: the model does not fit `options` (both numbers are named).
+  // kInvalidArgument: the model does not fit `options` (both numbers are named). kIncompatible: see
+  // ChooseAttnBackend.
   // kResourceExhausted: no memory for the cache (asked and available).
   static Result<std::unique_ptr<ModelRunner>> Create(const ModelConfig& config,
                                                      const Checkpoint& checkpoint,
@@ -70,6 +72,7 @@ class ModelRunner {
   Result<std::vector<ItemResult>> Step(std::span<const StepItem> items);
 
   const ModelConfig& config() const { return config_; }
+  const attention::BackendChoice& attn_backend() const { return attn_backend_; }
   uint32_t tp_size() const { return stages_.front().group->size(); }
   uint32_t pp_size() const { return static_cast<uint32_t>(stages_.size()); }
   uint32_t block_size() const { return block_size_; }
@@ -89,7 +92,8 @@ class ModelRunner {
     std::array<std::vector<float>, 2> between;  // stages: out of one, into the next
   };
 
-  ModelRunner(const ModelConfig& config, const EngineOptions& options, std::vector<Stage> stages);
+  ModelRunner(const ModelConfig& config, const EngineOptions& options,
+              attention::BackendChoice attn_backend, std::vector<Stage> stages);
   Status AllocateKv(const EngineOptions& options);
   Status Check(const StepItem& item) const;
   void GatherRows(std::span<const StepItem> items);
@@ -99,6 +103,7 @@ class ModelRunner {
 
   const ModelConfig config_;
   const uint32_t block_size_;
+  const attention::BackendChoice attn_backend_;
   const attention::RelayConfig relay_;
   const std::vector<Stage> stages_;
   std::vector<KvRank> ranks_;

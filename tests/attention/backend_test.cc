@@ -63,7 +63,7 @@ TEST(GetAttnBackend, UnknownNamesListTheKnown) {
 
 TEST(GetAttnBackend, NothingServesMla) {
   BackendRequest request = Plain();
-  request.use_mla = true;
+  request.kinds.mla = true;
   const auto choice = GetAttnBackend(request);
   ASSERT_FALSE(choice.has_value());
   EXPECT_EQ(choice.error().code(), Code::kIncompatible);
@@ -76,6 +76,26 @@ TEST(GetAttnBackend, HeadsMustDivide) {
   const auto choice = GetAttnBackend(request);
   ASSERT_FALSE(choice.has_value());
   EXPECT_THAT(choice.error().message(), HasSubstr("20 query heads are no multiple of 8 KV heads"));
+}
+
+TEST(GetAttnBackend, AllServeWindowsSoftCapsAndBiases) {
+  BackendRequest request = Plain();
+  request.kinds = {.window = true, .soft_cap = true, .alibi = true};
+  const auto choice = GetAttnBackend(request);
+  ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
+  EXPECT_THAT(choice->why, HasSubstr("best of 3, bf16 cache, causal, window, soft_cap, alibi"));
+}
+
+TEST(GetAttnBackend, CachesOfOneByteAreRefusedWithWhatIsRead) {
+  BackendRequest request = Plain();
+  request.cache_dtype = DType::kInt8;
+  const auto choice = GetAttnBackend(request);
+  ASSERT_FALSE(choice.has_value());
+  EXPECT_THAT(choice.error().message(), HasSubstr("int8 cache: reads fp32, fp16, bf16"));
+}
+
+TEST(Backend, TraitsAreInTheOrderOfTheNames) {
+  for (const Backend backend : kBackends) EXPECT_EQ(TraitsOf(backend).backend, backend);
 }
 
 TEST(Backend, NamesGoBothWays) {

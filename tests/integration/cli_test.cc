@@ -45,7 +45,7 @@ TEST_F(CliStory, AloneItPrintsAnOverviewAndExitsTwo) {
 }
 
 TEST_F(CliStory, EveryCommandHasHelpWithAnExampleAndOnlyOurFlags) {
-  for (const std::string command : {"generate", "inspect", "health", "ping", "demo"}) {
+  for (const std::string command : {"generate", "inspect", "health", "ping", "backends", "demo"}) {
     const CliResult help = Cli({command, "--help"});
     EXPECT_EQ(help.exit_code, 0) << command;
     EXPECT_THAT(help.out, StartsWith("Usage: kvrelay " + command)) << command;
@@ -124,11 +124,40 @@ TEST_F(CliStory, OneProcessGivesTheSameIdsWhateverItsShape) {
   const std::vector<uint32_t> ids = GenerateLocal(prompt);
   EXPECT_THAT(ids, SizeIs(24));
   for (const std::string shape :
-       {"--tp=2", "--pp=4", "--kv_layout=hnd", "--block_size=7", "--prefill_chunk=5"}) {
+       {"--tp=2", "--pp=4", "--kv_layout=hnd", "--block_size=7", "--prefill_chunk=5",
+        "--attn_backend=paged_attn", "--attn_backend=naive_attn"}) {
     Args args = prompt;
     args.push_back(shape);
     EXPECT_EQ(GenerateLocal(args), ids) << shape;
   }
+}
+
+TEST_F(CliStory, BackendsTellsWhichAttentionAndWhyNotAnother) {
+  const std::string model = "--model=" + BundledModel();
+  const CliResult best = Cli({"backends", model});
+  ASSERT_EQ(best.exit_code, 0) << best.err;
+  EXPECT_THAT(best.out, HasSubstr("relay_attn: chosen, best of 3, fp32 cache"));
+  EXPECT_THAT(best.out, HasSubstr("paged_attn: relay_attn was preferred"));
+  EXPECT_THAT(best.out, HasSubstr("serves causal, window, soft_cap, alibi"));
+
+  const Json json = Cli({"backends", model, "--relay=off", "--kv_dtype=bf16", "--json"}).json();
+  EXPECT_EQ(json["schema"], 1);
+  EXPECT_EQ(json["backend"], "paged_attn");
+  EXPECT_EQ(json["backends"][0]["name"], "relay_attn");
+  EXPECT_EQ(json["backends"][0]["why_not"], "disabled");
+  EXPECT_EQ(json["backends"][1]["chosen"], true);
+  EXPECT_EQ(json["backends"][1]["window"], true);
+
+  const std::string window =
+      "--model=" + std::string(KVRELAY_SOURCE_DIR) + "/tests/engine/data/tiny-mistral";
+  EXPECT_THAT(Cli({"backends", window}).out, HasSubstr("causal, window, "));
+  EXPECT_THAT(Cli({"backends", model, "--attn_backend=naive_attn"}).out,
+              HasSubstr("naive_attn: chosen, asked for"));
+  ExpectJsonError(Cli({"backends", model, "--attn_backend=flash_attn", "--json"}), 2,
+                  "kInvalidArgument", false);
+  ExpectJsonError(Cli({"backends", model, "--attn_backend=relay_attn", "--relay=off", "--json"}), 2,
+                  "kIncompatible", false);
+  ExpectJsonError(Cli({"backends", "--model=/nowhere", "--json"}), 2, "kNotFound", false);
 }
 
 TEST_F(CliStory, GenerateTellsEverythingThatScriptsRead) {

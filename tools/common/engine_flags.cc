@@ -65,6 +65,8 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
   AddNamed(flags, "relay", "auto|on|off", engine::RelayModeName(o->relay), &o->relay,
            engine::RelayModeFromName,
            "attention that reads a shared system prompt once for all its requests");
+  flags.Text("attn_backend", &o->attn_backend, "NAME",
+             "attention backend to take, as `kvrelay backends` lists them; the best when empty");
 
   flags.Section("Work" + when);
   flags.Custom(

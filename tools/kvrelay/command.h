@@ -14,6 +14,7 @@ int InspectCommand(CommandArgs args);
 int HealthCommand(CommandArgs args);
 int PingCommand(CommandArgs args);
 int KeygenCommand(CommandArgs args);
+int BackendsCommand(CommandArgs args);
 int DemoCommand(CommandArgs args);
 int BenchCommand(CommandArgs args);
 

@@ -22,13 +22,14 @@ struct Command {
   int (*run)(CommandArgs args);
 };
 
-constexpr std::array<Command, 7> kCommands = {{
+constexpr std::array<Command, 8> kCommands = {{
     {"generate", "generates text with a decode daemon, or in this process (--local)",
      GenerateCommand},
     {"inspect", "shows a daemon's cache, leases, peers, prefixes and counters", InspectCommand},
     {"health", "tells by its exit status whether a daemon takes requests", HealthCommand},
     {"ping", "measures the handshake and the round trips to a daemon", PingCommand},
     {"keygen", "makes a key pair, for daemons that ask for keys", KeygenCommand},
+    {"backends", "shows which attention a model gets on this machine, and why", BackendsCommand},
     {"bench", "measures this build on this machine", BenchCommand},
     {"demo", "prefill and decode daemons side by side on the bundled model", DemoCommand},
 }};
