@@ -7,6 +7,7 @@
 #include "attention/scratch.h"
 #include "attention/softmax_state.h"
 #include "attention/tile_kernel.h"
+#include "attention/value_row.h"
 #include "base/parallel.h"
 
 namespace kvrelay::attention {
@@ -112,7 +113,7 @@ void GatherTile(const Operation& op, const KeyRun& run, uint32_t kv_head, uint32
     const BlockId id =
         index < run.head.size() ? run.head[index] : run.tail[index - run.head.size()];
     const std::byte* k = op.kv.K(op.layer, id, kv_head, slot);
-    const std::byte* v = op.kv.V(op.layer, id, kv_head, slot);
+    const std::byte* v = ValueRow(op.kv, op.layer, id, kv_head, slot);
     for (; slot < layout.block_size && i < tile.count; ++slot, ++i) {
       tile.k[i] = k;
       tile.v[i] = v;

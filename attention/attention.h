@@ -5,6 +5,10 @@
 // sequence are consecutive tokens. LSE is fp32 [rows][query heads], natural log of the sum of
 // exp(logits); -inf where a row sees no key. Query head h uses KV head h / (query_heads /
 // kv_heads). Logits are scaled by `scale` (normally 1/sqrt(head_dim)). All arithmetic is fp32.
+//
+// MLA (a layout without V) is the same with absorbed queries: a token's one row holds its latent
+// and its rotated key; Q's rows are [W_UK^T q_nope, q_rope], the scale is that of the unabsorbed
+// head, and of O's rows the latent's part, multiplied by W_UV, is the head's output.
 #pragma once
 
 #include <cstdint>

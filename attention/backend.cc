@@ -8,14 +8,14 @@
 namespace kvrelay::attention {
 namespace {
 
-constexpr KindSet kAllButMla = {.window = true, .soft_cap = true, .alibi = true};
+constexpr KindSet kAllKinds = {.window = true, .soft_cap = true, .alibi = true, .mla = true};
 
 const std::vector<BackendTraits>& AllTraits() {
   const std::vector<DType> wide = {DType::kFp32, DType::kFp16, DType::kBf16};
   static const auto* traits =
-      new std::vector<BackendTraits>{{Backend::kRelay, "relay_attn", kAllButMla, wide},
-                                     {Backend::kPaged, "paged_attn", kAllButMla, wide},
-                                     {Backend::kNaive, "naive_attn", kAllButMla, wide}};
+      new std::vector<BackendTraits>{{Backend::kRelay, "relay_attn", kAllKinds, wide},
+                                     {Backend::kPaged, "paged_attn", kAllKinds, wide},
+                                     {Backend::kNaive, "naive_attn", kAllKinds, wide}};
   return *traits;
 }
 
@@ -30,8 +30,9 @@ std::string Names(const std::vector<DType>& dtypes) {
 std::optional<std::string> WhyNot(Backend backend, const BackendRequest& request) {
   const BackendTraits& traits = TraitsOf(backend);
   const KindSet& asked = request.kinds;
-  if (asked.mla && !traits.kinds.mla) {
-    return "MLA: reads one latent row per token, this one needs K and V";
+  if (asked.mla && !traits.kinds.mla) return "knows no MLA";
+  if (asked.mla && request.kv_heads != 1) {
+    return "MLA has one latent head, not " + std::to_string(request.kv_heads);
   }
   if (asked.window && !traits.kinds.window) return "knows no sliding window";
   if (asked.soft_cap && !traits.kinds.soft_cap) return "knows no soft cap";

@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "attention/attention.h"
+#include "attention/value_row.h"
 #include "attention/widen.h"
 
 namespace kvrelay::attention {
@@ -47,7 +48,8 @@ double AttendRow(const KvView& kv, uint32_t layer, const Sequence& sequence, con
   double total = 0;
   for (uint32_t position = row.begin; position < row.end; ++position) {
     const double weight = std::exp(logits[position] - largest);
-    const std::byte* v = kv.V(layer, block_of(position), row.kv_head, position % layout.block_size);
+    const std::byte* v =
+        ValueRow(kv, layer, block_of(position), row.kv_head, position % layout.block_size);
     for (uint32_t d = 0; d < dim; ++d) sum[d] += weight * Widen(layout.dtype, v, d);
     total += weight;
   }

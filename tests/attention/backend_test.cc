@@ -61,13 +61,17 @@ TEST(GetAttnBackend, UnknownNamesListTheKnown) {
   EXPECT_THAT(choice.error().message(), HasSubstr("relay_attn, paged_attn, naive_attn"));
 }
 
-TEST(GetAttnBackend, NothingServesMla) {
+TEST(GetAttnBackend, MlaHasOneLatentHead) {
   BackendRequest request = Plain();
   request.kinds.mla = true;
+  const auto refused = GetAttnBackend(request);
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code(), Code::kIncompatible);
+  EXPECT_THAT(refused.error().message(), HasSubstr("paged_attn: MLA has one latent head, not 8"));
+  request.kv_heads = 1;
   const auto choice = GetAttnBackend(request);
-  ASSERT_FALSE(choice.has_value());
-  EXPECT_EQ(choice.error().code(), Code::kIncompatible);
-  EXPECT_THAT(choice.error().message(), HasSubstr("paged_attn: MLA"));
+  ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
+  EXPECT_THAT(choice->why, HasSubstr("causal, mla"));
 }
 
 TEST(GetAttnBackend, HeadsMustDivide) {

@@ -21,7 +21,7 @@ KvLayout MakeLayout(const CacheShape& shape) {
   layout.kv_heads = shape.kv_heads;
   layout.head_dim = shape.head_dim;
   const uint64_t row = uint64_t{shape.head_dim + shape.gap} * SizeOf(shape.dtype);
-  if (shape.format == KvFormat::kNhd) {
+  if (shape.format != KvFormat::kHnd) {
     layout.head_stride = row;
     layout.token_stride = row * shape.kv_heads;
   } else {
@@ -31,6 +31,7 @@ KvLayout MakeLayout(const CacheShape& shape) {
   layout.block_stride = row * shape.kv_heads * shape.block_size;
   for (uint32_t layer = 0; layer < shape.layers; ++layer) {
     layout.k.push_back({0, layer * layout.block_stride * shape.num_blocks});
+    if (shape.format == KvFormat::kMla) continue;
     layout.v.push_back({1, layer * layout.block_stride * shape.num_blocks});
   }
   return layout;
@@ -94,7 +95,9 @@ void PagedCase::FillTokens(const std::vector<BlockId>& blocks, uint32_t tokens) 
       for (uint32_t head = 0; head < shape_.kv_heads; ++head) {
         for (uint32_t d = 0; d < shape_.head_dim; ++d) {
           StoreElement(shape_.dtype, view_.K(layer, block, head, slot), d, normal(random_));
-          StoreElement(shape_.dtype, view_.V(layer, block, head, slot), d, normal(random_));
+          if (view_.layout().has_v()) {
+            StoreElement(shape_.dtype, view_.V(layer, block, head, slot), d, normal(random_));
+          }
         }
       }
     }
