@@ -43,6 +43,7 @@ Result<std::unique_ptr<VirtualKvCache>> VirtualKvCache::Create(std::vector<Rank>
                        std::to_string(rank.pages->page_bytes()));
     }
   }
+  states.reserve(ranks.size());
   for (Rank& rank : ranks) states.push_back({.rank = std::move(rank)});
   return std::unique_ptr<VirtualKvCache>(new VirtualKvCache(std::move(states)));
 }

@@ -51,7 +51,7 @@ class GetReads {
 
   // Fails at once with kInvalidArgument (a guard that is no record of the peer) or kOverloaded.
   void Start(Order order);
-  void Cancel(OpId op, TimePoint now);
+  void Cancel(OpId id, TimePoint now);
   // Lets reads post, in their turns. True when one did something.
   bool Step(TimePoint now);
   // Ends what is late or has lost its way, completes what is drained. Returns when to look again.

@@ -167,18 +167,18 @@ Fitness UcxGet::FitnessFor(const CopyPlan& plan) const {
   return {Fit::kPoor, "runs of " + std::to_string(mean) + " bytes are short for one-sided reads"};
 }
 
-void UcxGet::Connect(PeerSpec spec, TimePoint deadline,
+void UcxGet::Connect(PeerSpec peer, TimePoint deadline,
                      std::function<void(Result<PeerHandle>)> connected,
                      std::function<void()> on_death) {
   const PeerHandle handle = control_.Watch(std::move(connected), std::move(on_death));
-  thread_->Post([this, handle, deadline, spec = std::move(spec)] {
-    peers_->Connect(handle, spec, deadline, EventLoop::Now());
+  thread_->Post([this, handle, deadline, peer = std::move(peer)] {
+    peers_->Connect(handle, peer, deadline, EventLoop::Now());
   });
 }
 
-void UcxGet::Disconnect(PeerHandle handle) {
-  control_.Forget(handle);
-  thread_->Post([this, handle] { peers_->Disconnect(handle, EventLoop::Now()); });
+void UcxGet::Disconnect(PeerHandle peer) {
+  control_.Forget(peer);
+  thread_->Post([this, peer] { peers_->Disconnect(peer, EventLoop::Now()); });
 }
 
 OpId UcxGet::Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms, Done done) {
@@ -200,8 +200,8 @@ OpId UcxGet::Read(PeerHandle peer, NextPortion next, GuardRef guard, Terms terms
   return id;
 }
 
-void UcxGet::Cancel(OpId id) {
-  thread_->Post([this, id] { reads_->Cancel(id, EventLoop::Now()); });
+void UcxGet::Cancel(OpId op) {
+  thread_->Post([this, op] { reads_->Cancel(op, EventLoop::Now()); });
 }
 
 Counters UcxGet::counters() const {
