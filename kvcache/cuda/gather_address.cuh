@@ -29,7 +29,7 @@ __device__ __forceinline__ GatherTables StageTables(const GatherArgs& args,
     return args.tables;
   } else {
     __shared__ uint4 staged[kBytes / sizeof(uint4)];
-    for (uint32_t i = threadIdx.x; i < kBytes / sizeof(uint4); i += kGatherThreads) {
+    for (uint32_t i = threadIdx.x; i < args.table_bytes / sizeof(uint4); i += kGatherThreads) {
       staged[i] = tables.words[i];
     }
     __syncthreads();

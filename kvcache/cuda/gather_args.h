@@ -66,6 +66,7 @@ struct GatherEnd {
 struct GatherArgs {
   GatherTables tables;  // in device memory; of tables that come as arguments: offsets
   GatherEnd end;
+  uint32_t table_bytes = 0;  // in use, a multiple of 16
   bool casts = false;        // all boxes, or none
   uint32_t ctas = 0;         //
   uint32_t chunk_units = 0;  // a chunk is what a CTA takes at a time: at most kMaxLoads a thread

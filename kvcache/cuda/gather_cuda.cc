@@ -77,10 +77,12 @@ Result<GatherCuda> GatherCuda::Make(const CopyPlan& plan,
   const size_t factor_bytes = plan.factors.size() * sizeof(float);
   gather.places_at_ = segment_bytes;
   gather.factors_at_ = segment_bytes + place_bytes;
-  size_t table_bytes = segment_bytes + place_bytes + factor_bytes;
+  const size_t table_bytes = CeilDiv(segment_bytes + place_bytes + factor_bytes, 16) * 16;
   gather.inlined_ = table_bytes <= kManyTables;
-  if (gather.inlined_) table_bytes = table_bytes <= kFewTables ? kFewTables : kManyTables;
-  gather.tables_.resize(table_bytes);
+  for (GatherArgs& args : gather.launches_) args.table_bytes = static_cast<uint32_t>(table_bytes);
+  gather.tables_.resize(!gather.inlined_            ? table_bytes
+                        : table_bytes <= kFewTables ? kFewTables
+                                                    : kManyTables);
   std::byte* table = gather.tables_.data();
   const auto append = [&](const auto& entry) {
     std::memcpy(table, &entry, sizeof(entry));

@@ -11,12 +11,12 @@ struct Run {
 };
 
 // Of one place of the box; empty when they are short.
-std::vector<Run> RunsOf(const CopyPlan& plan, const CopyBox& box) {
+std::vector<Run> RunsOf(const CopyPlan& plan, const CopyBox& box, uint64_t least) {
   std::vector<Run> runs;
   if (box.casts) return runs;
   const uint64_t in_segment = uint64_t{box.outer.count} * box.inner.count;
   const uint64_t bytes = box.run_bytes * in_segment * box.num_segments;
-  const auto most = bytes / kLongRunBytes;
+  const auto most = bytes / least;
   if (in_segment > most) return runs;
   const auto add = [&](uint64_t src, uint64_t dst) {
     if (!runs.empty() && runs.back().src + runs.back().bytes == src &&
@@ -43,10 +43,11 @@ std::vector<Run> RunsOf(const CopyPlan& plan, const CopyBox& box) {
 
 std::optional<std::vector<LongRun>> LongRuns(const CopyPlan& plan,
                                              std::span<const std::byte* const> src_regions,
-                                             std::span<std::byte* const> dst_regions) {
+                                             std::span<std::byte* const> dst_regions,
+                                             uint64_t least) {
   std::vector<LongRun> all;
   for (const CopyBox& box : plan.boxes) {
-    const std::vector<Run> runs = RunsOf(plan, box);
+    const std::vector<Run> runs = RunsOf(plan, box, least);
     if (runs.empty()) return std::nullopt;
     for (const CopyPlace& place : std::span(plan.places).subspan(box.first_place, box.num_places)) {
       for (const Run& run : runs) {

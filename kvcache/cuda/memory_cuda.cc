@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "kvcache/cuda/cuda_status.h"
+
 namespace kvrelay::cuda {
 namespace {
 
@@ -67,6 +69,15 @@ Result<std::pair<std::shared_ptr<const MemoryCuda>, UniqueFd>> MemoryCuda::Alloc
   CUmemAllocationProp properties = PropertiesOn(device);
   KVRELAY_ASSIGN_OR_RETURN(const uint64_t page, PageBytes(driver, properties));
   const uint64_t rounded = WholePages(bytes, page);
+  size_t free_bytes = 0;
+  size_t all_bytes = 0;
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &all_bytes), "free memory"));
+  const auto too_little = [&](const std::string& why) {
+    return Error(Code::kResourceExhausted, "not enough memory on cuda:" + std::to_string(device) +
+                                               ": asked " + std::to_string(bytes) +
+                                               " bytes, free " + std::to_string(free_bytes) + why);
+  };
+  if (rounded > free_bytes) return too_little("");
   Handle handle(driver);
   // A network card that reaches the GPU may then read it; drivers and devices without that refuse.
   properties.allocFlags.gpuDirectRDMACapable = 1;
@@ -75,15 +86,7 @@ Result<std::pair<std::shared_ptr<const MemoryCuda>, UniqueFd>> MemoryCuda::Alloc
     properties.allocFlags.gpuDirectRDMACapable = 0;
     error = handle.Create(rounded, properties);
   }
-  if (error != CUDA_SUCCESS) {
-    size_t free_bytes = 0;
-    size_t all_bytes = 0;
-    cudaMemGetInfo(&free_bytes, &all_bytes);
-    return Error(Code::kResourceExhausted, "not enough memory on cuda:" + std::to_string(device) +
-                                               ": asked " + std::to_string(bytes) +
-                                               " bytes, free " + std::to_string(free_bytes) + " (" +
-                                               driver.Name(error) + ")");
-  }
+  if (error != CUDA_SUCCESS) return too_little(" (" + driver.Name(error) + ")");
   std::shared_ptr<MemoryCuda> memory(new MemoryCuda(driver));
   KVRELAY_RETURN_IF_ERROR(
       memory->Map(handle.get(), rounded, page, device, CU_MEM_ACCESS_FLAGS_PROT_READWRITE));

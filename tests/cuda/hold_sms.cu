@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "attention/cuda/device_array.h"
 #include "tests/cuda/hold_sms.h"
 
@@ -10,9 +12,9 @@ __global__ void Hold(volatile uint32_t* words) {
   extern __shared__ uint8_t memory[];
   memory[0] = 0;
   if (threadIdx.x == 0) {
-    atomicAdd_system(const_cast<uint32_t*>(words), 1);
+    words[1 + blockIdx.x] = 1;
     const uint64_t end = clock64() + (uint64_t{5} << 31);
-    while (words[1] == 0 && clock64() < end) {
+    while (words[0] == 0 && clock64() < end) {
     }
   }
 }
@@ -21,15 +23,16 @@ __global__ void Hold(volatile uint32_t* words) {
 
 HeldSms::HeldSms(uint32_t count) {
   void* memory = nullptr;
-  KVRELAY_CUDA(cudaHostAlloc(&memory, 2 * sizeof(uint32_t), cudaHostAllocMapped));
+  KVRELAY_CUDA(cudaHostAlloc(&memory, (1 + count) * sizeof(uint32_t), cudaHostAllocMapped));
+  std::memset(memory, 0, (1 + count) * sizeof(uint32_t));
   words_ = static_cast<volatile uint32_t*>(memory);
-  words_[0] = 0;
-  words_[1] = 0;
   KVRELAY_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   KVRELAY_CUDA(cudaFuncSetAttribute(Hold, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
   Hold<<<count, 32, kShared, stream_>>>(words_);
   KVRELAY_CUDA(cudaGetLastError());
-  while (words_[0] < count) {
+  for (uint32_t i = 1; i <= count; ++i) {
+    while (words_[i] == 0) {
+    }
   }
 }
 
@@ -40,6 +43,6 @@ HeldSms::~HeldSms() {
   KVRELAY_CUDA(cudaFreeHost(const_cast<uint32_t*>(words_)));
 }
 
-void HeldSms::Release() const { words_[1] = 1; }
+void HeldSms::Release() const { words_[0] = 1; }
 
 }  // namespace kvrelay::attention::cuda

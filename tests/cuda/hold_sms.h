@@ -18,7 +18,9 @@ class HeldSms {
 
  private:
   cudaStream_t stream_ = nullptr;
-  volatile uint32_t* words_ = nullptr;  // host memory: [0] how many hold, [1] not 0: let go
+  // Host memory, which a device need not do atomics on: [0] not 0: let go; then each one's, not 0
+  // when it holds.
+  volatile uint32_t* words_ = nullptr;
 };
 
 }  // namespace kvrelay::attention::cuda

@@ -233,8 +233,8 @@ TEST_F(ReuseCudaTest, NothingStaleIsServedToAnotherGpu) {
 
 TEST_F(ReuseCudaTest, NothingStaleIsServedByTheCopyEngine) {
   if (Gpus() < 1) GTEST_SKIP() << "no CUDA device";
-  const uint64_t pulls = Pulls(10'000);
-  Expect(Pull(0, 4 * kLongRunBytes, OneRun(4 * kLongRunBytes), pulls), pulls);
+  const uint64_t pulls = Pulls(2'000);
+  Expect(Pull(0, kLongRunWithin, OneRun(kLongRunWithin), pulls), pulls);
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ class MappedDeviceTest : public OwnerTest {
     return op;
   }
   // Lets go in a while. The operation must not have completed before.
-  Completion LetGoAndWait(std::optional<Completion>& done) {
-    reader_->control().RunFor(milliseconds(50));
+  Completion LetGoAndWait(std::optional<Completion>& done, Duration after = milliseconds(50)) {
+    reader_->control().RunFor(after);
     EXPECT_FALSE(done.has_value()) << "while the device writes its destination";
     device_->LetGo();
     EXPECT_TRUE(reader_->control().RunUntil([&] { return done.has_value(); }));
@@ -168,7 +168,8 @@ TEST_F(MappedDeviceTest, CancelledReadsEndWhenTheDeviceHas) {
 TEST_F(MappedDeviceTest, ADeadlineEndsAReadWhenTheDeviceHas) {
   std::optional<Completion> done;
   StartHeld(done, In(milliseconds(20)));
-  EXPECT_EQ(LetGoAndWait(done).status.code(), Code::kDeadlineExceeded);
+  // Long enough that the transfer thread has seen the deadline pass.
+  EXPECT_EQ(LetGoAndWait(done, milliseconds(500)).status.code(), Code::kDeadlineExceeded);
 }
 
 TEST_F(MappedDeviceTest, AnOwnersMemoryStaysUntilTheDeviceHasReadIt) {
