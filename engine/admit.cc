@@ -33,9 +33,10 @@ uint32_t Scheduler::PrefixBlocksToCome(const Sequence& next) const {
   return blocks;
 }
 
-// Takes `count` blocks and leaves `spare` free ones. When the free blocks do not do, kept
-// conversations make room, and then cached prefixes that nobody uses, unless even they would not.
-Result<BlockTable> Scheduler::Allocate(uint32_t count, uint32_t spare) {
+// Takes `count` blocks, of which something else than steps writes the first `ready`, and leaves
+// `spare` free ones. When the free blocks do not do, kept conversations make room, and then cached
+// prefixes that nobody uses, unless even they would not.
+Result<BlockTable> Scheduler::Allocate(uint32_t count, uint32_t ready, uint32_t spare) {
   BlockPool& pool = *runner_.pool();
   const uint64_t need = uint64_t{count} + spare;
   while (pool.free_blocks() < need && conversations_.EvictOne()) {
@@ -49,7 +50,7 @@ Result<BlockTable> Scheduler::Allocate(uint32_t count, uint32_t spare) {
     }
     if (pool.free_blocks() < need) return Error(Code::kOverloaded, "no free blocks");
   }
-  return pool.Allocate(count);
+  return pool.Allocate(count, ready);
 }
 
 // An earlier turn of a request's conversation, if it has a whole block behind the shared prefix.
@@ -61,6 +62,19 @@ ConversationStore::Match Scheduler::FindKept(const Sequence& sequence) {
     return {};
   }
   return match;
+}
+
+// Tokens at the start whose KV is pulled.
+uint32_t Scheduler::TokensFromElsewhere(const Sequence& sequence) {
+  switch (sequence.request.kind) {
+    case RequestKind::kGenerate:
+      return 0;
+    case RequestKind::kPrefill:
+      return sequence.request.reuse_tokens;
+    case RequestKind::kDecode:
+      return sequence.prompt_tokens;
+  }
+  return 0;
 }
 
 bool Scheduler::TryAdmit(Sequence& sequence) {
@@ -81,9 +95,11 @@ bool Scheduler::TryAdmit(Sequence& sequence) {
   ConversationStore::Match kept = FindKept(sequence);
   const uint32_t shared_blocks = sequence.shared_tokens / block_size;
   const uint32_t kept_blocks = kept.conversation ? kept.tokens / block_size - shared_blocks : 0;
+  const uint32_t held = shared_blocks + kept_blocks;
+  const uint32_t arriving = (TokensFromElsewhere(sequence) + block_size - 1) / block_size;
   Result<BlockTable> blocks =
       Allocate(OwnBlocks(sequence.request, sequence.shared_tokens, block_size) - kept_blocks,
-               PrefixBlocksToCome(sequence));
+               std::max(arriving, held) - held, PrefixBlocksToCome(sequence));
   if (!blocks) return false;
   if (kept_blocks > 0) {
     BlockTable own = kept.conversation->Share(shared_blocks, kept_blocks);
@@ -92,7 +108,7 @@ bool Scheduler::TryAdmit(Sequence& sequence) {
   }
   sequence.kept = std::move(kept);
   if (computes_prefix && !sequence.prefix && !pending) {
-    Result<BlockTable> prefix_blocks = Allocate(shared_blocks, 0);
+    Result<BlockTable> prefix_blocks = Allocate(shared_blocks, 0, 0);
     if (!prefix_blocks) return false;
     const auto first = sequence.tokens.begin();
     pending = std::make_shared<PendingPrefix>();

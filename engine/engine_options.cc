@@ -1,5 +1,7 @@
 #include "engine/engine_options.h"
 
+#include "kvcache/sparse_memory.h"
+
 namespace kvrelay::engine {
 
 std::string_view RelayModeName(RelayMode mode) {
@@ -20,6 +22,18 @@ Result<RelayMode> RelayModeFromName(std::string_view name) {
   }
   return Error(Code::kInvalidArgument,
                "relay = " + std::string(name) + " is not one of auto, on, off");
+}
+
+std::string_view KvCacheKindName(KvCacheKind kind) {
+  return kind == KvCacheKind::kVirtual ? "virtual" : "paged";
+}
+
+Result<KvCacheKind> KvCacheKindFromName(std::string_view name) {
+  for (const KvCacheKind kind : {KvCacheKind::kPaged, KvCacheKind::kVirtual}) {
+    if (name == KvCacheKindName(kind)) return kind;
+  }
+  return Error(Code::kInvalidArgument,
+               "kv_cache = " + std::string(name) + " is not one of paged, virtual");
 }
 
 Status EngineOptions::Validate() const {
@@ -43,6 +57,10 @@ Status EngineOptions::Validate() const {
   KVRELAY_RETURN_IF_ERROR(in_range("tp * pp", uint64_t{tp} * pp, 1, 256));
   KVRELAY_RETURN_IF_ERROR(in_range("block_size", block_size, 1, 4096));
   if (kv_bytes == 0) KVRELAY_RETURN_IF_ERROR(in_range("kv_blocks", kv_blocks, 1, 1U << 24));
+  if (kv_cache == KvCacheKind::kVirtual) {
+    KVRELAY_RETURN_IF_ERROR(in_range("kv_page_bytes", kv_page_bytes, SparseMemory::kLeastPageBytes,
+                                     SparseMemory::kMostPageBytes));
+  }
   KVRELAY_RETURN_IF_ERROR(in_range("threads", static_cast<uint64_t>(threads), 0, 4096));
   KVRELAY_RETURN_IF_ERROR(in_range("max_batch", max_batch, 1, 1U << 16));
   KVRELAY_RETURN_IF_ERROR(in_range("max_queue", max_queue, 0, 1U << 20));

@@ -37,12 +37,18 @@ void Explain(const attention::RelayConfig& config, const attention::RelayMetadat
 }  // namespace
 
 ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options,
-                         attention::BackendChoice attn_backend, std::vector<Stage> stages)
+                         attention::BackendChoice attn_backend, std::vector<Stage> stages,
+                         KvMemory kv)
     : config_(config),
       block_size_(options.block_size),
       attn_backend_(std::move(attn_backend)),
       relay_(RelayConfigFor(options.relay, attn_backend_.backend)),
-      stages_(std::move(stages)) {}
+      stages_(std::move(stages)),
+      kv_(std::move(kv)) {
+  for (const KvRank& rank : kv_.ranks) {
+    views_.emplace_back(rank.layout, std::vector<std::byte*>{rank.region.data()});
+  }
+}
 
 Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
                                                          const Checkpoint& checkpoint,
@@ -53,57 +59,11 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& conf
   KVRELAY_ASSIGN_OR_RETURN(std::vector<Stage> stages,
                            MakeStages(config, options.pp, options.tp, options.pp_layers));
   SetParallelism(options.threads > 0 ? options.threads : AvailableThreads());
+  KVRELAY_ASSIGN_OR_RETURN(KvMemory kv, KvMemory::Allocate(config, options, stages));
   std::unique_ptr<ModelRunner> runner(
-      new ModelRunner(config, options, std::move(backend), std::move(stages)));
-  KVRELAY_RETURN_IF_ERROR(runner->AllocateKv(options));
+      new ModelRunner(config, options, std::move(backend), std::move(stages), std::move(kv)));
   KVRELAY_ASSIGN_OR_RETURN(runner->shards_, build(config, checkpoint, runner->stages_));
   return runner;
-}
-
-Status ModelRunner::AllocateKv(const EngineOptions& options) {
-  const DType dtype = options.kv_dtype.value_or(DType::kFp32);
-  const auto layout_of = [&](const KvShard& shard, uint32_t num_blocks) {
-    return KvLayout::Dense(options.kv_layout, dtype, shard.layer_count, shard.head_count,
-                           config_.head_dim, block_size_, num_blocks);
-  };
-  std::vector<KvShard> shards;
-  uint64_t bytes_per_block = 0;
-  for (const Stage& stage : stages_) {
-    for (uint32_t tp_rank = 0; tp_rank < tp_size(); ++tp_rank) {
-      KVRELAY_ASSIGN_OR_RETURN(KvShard shard, ShardOf(config_, stage, tp_rank));
-      bytes_per_block += layout_of(shard, 1).dense_bytes();
-      shards.push_back(std::move(shard));
-    }
-  }
-  uint64_t num_blocks = options.kv_blocks;
-  if (options.kv_bytes > 0) {
-    num_blocks = std::min<uint64_t>(options.kv_bytes / bytes_per_block, 1U << 24);
-    if (num_blocks == 0) {
-      return {Code::kInvalidArgument, "kv_blocks = " + std::to_string(options.kv_bytes) +
-                                          " bytes hold no block; one has " +
-                                          std::to_string(bytes_per_block) + " bytes on all ranks"};
-    }
-  }
-  for (const KvShard& shard : shards) {
-    KvLayout layout = layout_of(shard, static_cast<uint32_t>(num_blocks));
-    const std::string name = "kvrelay-kv-" + std::to_string(ranks_.size());
-    Result<Region> region = Region::AllocateHost(layout.dense_bytes(), name);
-    if (!region) {
-      return region.error().Wrap("the cache of " + std::to_string(num_blocks) + " blocks (" +
-                                 std::to_string(num_blocks * bytes_per_block) +
-                                 " bytes on all ranks), rank " + std::to_string(ranks_.size()));
-    }
-    views_.emplace_back(layout, std::vector<std::byte*>{region->data()});
-    ranks_.push_back({std::move(region).value(), std::move(layout), shard});
-  }
-  pool_ = BlockPool::Create(static_cast<uint32_t>(num_blocks));
-  return Status::Ok();
-}
-
-uint64_t ModelRunner::kv_bytes() const {
-  uint64_t bytes = 0;
-  for (const KvRank& rank : ranks_) bytes += rank.region.bytes();
-  return bytes;
 }
 
 Status ModelRunner::Check(const StepItem& item) const {
@@ -126,9 +86,10 @@ Status ModelRunner::Check(const StepItem& item) const {
     return bad("position " + std::to_string(end - 1) + " lies behind the " + std::to_string(room) +
                " tokens of the block table");
   }
+  const uint32_t ids = kv_.ranks.front().layout.num_blocks;
   for (const std::span<const BlockId> table : {item.prefix, item.blocks}) {
     for (const BlockId block : table) {
-      if (block >= pool_->num_blocks()) return bad("no block " + std::to_string(block));
+      if (block >= ids) return bad("no block " + std::to_string(block));
     }
   }
   return Status::Ok();
@@ -193,6 +154,7 @@ Result<std::vector<ItemResult>> ModelRunner::Step(std::span<const StepItem> item
   std::vector<ItemResult> results(items.size());
   if (items.empty()) return results;
   GatherRows(items);
+  KVRELAY_RETURN_IF_ERROR(kv_.Prepare(rows_.blocks, rows_.positions));
 
   const attention::RelayMetadata relay = attention::PlanRelay(
       {.sequences = rows_.sequences, .query_heads = config_.num_heads / tp_size(), .scale = 1.0F},

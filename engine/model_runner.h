@@ -1,4 +1,4 @@
-// Runs a model over a paged KV cache: owns the ranks, pipeline stages of tensor-parallel ones,
+// Runs a model over a KV cache in blocks: owns the ranks, pipeline stages of tensor-parallel ones,
 // their weights and their cache memory, and the pool that says whose the blocks are. One Step runs
 // any mix of prompt chunks and single decoding tokens, through one stage after the other.
 #pragma once
@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "engine/checkpoint.h"
 #include "engine/engine_options.h"
+#include "engine/kv_memory.h"
 #include "engine/model.h"
 #include "engine/model_config.h"
 #include "engine/pipeline.h"
@@ -50,13 +51,6 @@ struct ItemResult {
   std::string why;                // "prefix shared by 16", "no prefix", ...
 };
 
-// One rank's cache, as it is registered with its agent.
-struct KvRank {
-  Region region;
-  KvLayout layout;
-  KvShard shard;
-};
-
 // Step: one thread at a time. Everything else: any thread.
 class ModelRunner {
  public:
@@ -76,9 +70,10 @@ class ModelRunner {
   uint32_t tp_size() const { return stages_.front().group->size(); }
   uint32_t pp_size() const { return static_cast<uint32_t>(stages_.size()); }
   uint32_t block_size() const { return block_size_; }
-  const std::vector<KvRank>& ranks() const { return ranks_; }  // stage by stage
-  const std::shared_ptr<BlockPool>& pool() const { return pool_; }
-  uint64_t kv_bytes() const;  // of all ranks
+  const std::vector<KvRank>& ranks() const { return kv_.ranks; }  // stage by stage
+  const std::shared_ptr<BlockPool>& pool() const { return kv_.pool; }
+  const VirtualKvCache* virtual_cache() const { return kv_.pages.get(); }  // null: paged
+  uint64_t kv_bytes() const { return kv_.bytes; }                          // of all ranks
 
  private:
   // The rows of a step, one item's after the other; kept between steps.
@@ -93,8 +88,7 @@ class ModelRunner {
   };
 
   ModelRunner(const ModelConfig& config, const EngineOptions& options,
-              attention::BackendChoice attn_backend, std::vector<Stage> stages);
-  Status AllocateKv(const EngineOptions& options);
+              attention::BackendChoice attn_backend, std::vector<Stage> stages, KvMemory kv);
   Status Check(const StepItem& item) const;
   void GatherRows(std::span<const StepItem> items);
   Status RunStages(const StepRows& step, std::span<const StepItem> items);
@@ -106,10 +100,9 @@ class ModelRunner {
   const attention::BackendChoice attn_backend_;
   const attention::RelayConfig relay_;
   const std::vector<Stage> stages_;
-  std::vector<KvRank> ranks_;
+  const KvMemory kv_;
   std::vector<KvView> views_;  // by rank
-  std::shared_ptr<BlockPool> pool_;
-  ModelShards shards_;  // by rank
+  ModelShards shards_;         // by rank
   Rows rows_;
 };
 

@@ -81,7 +81,8 @@ class Scheduler {
   bool TryAdmit(Sequence& sequence);
   ConversationStore::Match FindKept(const Sequence& sequence);
   Admission AdmissionOf(Sequence& sequence) const;
-  Result<BlockTable> Allocate(uint32_t count, uint32_t spare);
+  Result<BlockTable> Allocate(uint32_t count, uint32_t ready, uint32_t spare);
+  static uint32_t TokensFromElsewhere(const Sequence& sequence);
   uint32_t PrefixBlocksToCome(const Sequence& next) const;
   std::shared_ptr<PendingPrefix> FindPending(const ContentHash& hash) const;
 

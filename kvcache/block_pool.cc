@@ -43,7 +43,9 @@ struct BlockPool::State {
 
   const std::unique_ptr<BlockSource> source;
   mutable std::mutex mutex;
-  std::vector<uint32_t> references;  // under `mutex`; 0: the source has it
+  // Both under `mutex`. A count of 0: the source has it.
+  std::vector<uint32_t> references;
+  uint32_t used = 0;
 };
 
 BlockTable::BlockTable(std::shared_ptr<BlockPool> pool, std::vector<BlockId> blocks)
@@ -109,6 +111,7 @@ Result<BlockTable> BlockPool::Allocate(uint32_t count, uint32_t ready) {
     const std::lock_guard lock(state_->mutex);
     KVRELAY_ASSIGN_OR_RETURN(blocks, state_->source->Take(count));
     for (const BlockId block : blocks) state_->references[block] = 1;
+    state_->used += count;
   }
   BlockTable table(shared_from_this(), std::move(blocks));
   KVRELAY_RETURN_IF_ERROR(state_->source->Prepare(table.blocks().first(ready)));
@@ -122,7 +125,10 @@ uint32_t BlockPool::free_blocks() const {
   return state_->source->free_blocks();
 }
 
-uint32_t BlockPool::used_blocks() const { return num_blocks() - free_blocks(); }
+uint32_t BlockPool::used_blocks() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->used;
+}
 
 void BlockPool::AddRef(std::span<const BlockId> blocks) {
   const std::lock_guard lock(state_->mutex);
@@ -136,7 +142,9 @@ void BlockPool::Release(std::span<const BlockId> blocks) {
   const std::lock_guard lock(state_->mutex);
   for (const BlockId block : blocks) {
     assert(state_->references[block] > 0);
-    if (--state_->references[block] == 0) state_->source->Give(block);
+    if (--state_->references[block] > 0) continue;
+    --state_->used;
+    state_->source->Give(block);
   }
 }
 

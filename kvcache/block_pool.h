@@ -60,7 +60,7 @@ class BlockPool : public std::enable_shared_from_this<BlockPool> {
 
   uint32_t num_blocks() const;
   uint32_t free_blocks() const;
-  uint32_t used_blocks() const;
+  uint32_t used_blocks() const;  // that somebody holds; what is left over in pages is neither
 
  private:
   friend class BlockTable;

@@ -123,6 +123,7 @@ void VirtualKvCache::SetPromise(Row& row, uint32_t tokens) {
 }
 
 Result<uint32_t> VirtualKvCache::AllocNewBatchIdx(uint32_t seq_len, uint32_t promised) {
+  const uint32_t expected = promised == 0 ? layout().max_seq_len : promised;
   promised = std::max(promised, seq_len);
   if (promised > layout().max_seq_len) {
     return Error(Code::kTooLarge, "a sequence of " + std::to_string(promised) +
@@ -140,6 +141,7 @@ Result<uint32_t> VirtualKvCache::AllocNewBatchIdx(uint32_t seq_len, uint32_t pro
   }
   Row& row = rows_[index];
   row.live = true;
+  row.expected = expected;
   row.turn = ++turns_;
   --free_rows_;
   SetPromise(row, promised);
@@ -243,7 +245,8 @@ Status VirtualKvCache::StepAsync(std::span<const uint32_t> seq_lens) {
     if (seq_lens[row] == 0) continue;
     const uint32_t now = seq_lens[row];
     const uint32_t added = std::max(now, rows_[row].tokens + 1) - rows_[row].tokens;
-    const uint32_t target = now + std::min(added, layout().max_seq_len - now);
+    const uint32_t most = std::max(now, rows_[row].expected);
+    const uint32_t target = now + std::min(added, most - now);
     if (target > now) ahead.push_back({.row = row, .turn = rows_[row].turn, .tokens = target});
   }
   KVRELAY_RETURN_IF_ERROR(StepLocked(lock, seq_lens));

@@ -58,9 +58,10 @@ class VirtualKvCache {
   // kResourceExhausted with the bytes asked and free.
   Status ReservePhysicalPages(uint64_t bytes);
 
-  // alloc_new_batch_idx: a row with pages for `seq_len` tokens, and the promise of more up to
-  // `promised`. The freed row whose pages fit best. kResourceExhausted, with the pages asked and
-  // free, when the pool or the rows do not suffice; kTooLarge beyond max_seq_len.
+  // alloc_new_batch_idx: a row with pages for `seq_len` tokens. `promised`: what it may grow to and
+  // will not pass (0: unknown, and nothing more is promised). The freed row whose pages fit best.
+  // kResourceExhausted, with the pages asked and free, when the pool or the rows do not suffice;
+  // kTooLarge beyond max_seq_len.
   Result<uint32_t> AllocNewBatchIdx(uint32_t seq_len, uint32_t promised = 0);
   // free_batch_idx. Nobody reads or writes the row any more. Its pages stay for the next.
   Status FreeBatchIdx(uint32_t row);
@@ -100,6 +101,7 @@ class VirtualKvCache {
     bool live = false;
     uint32_t tokens = 0;           // written, or about to be; <= promised
     uint32_t promised = 0;         // tokens
+    uint32_t expected = 0;         // tokens: nothing is mapped ahead beyond
     uint64_t turn = 0;             // moves when it is taken and when it is freed
     std::vector<uint64_t> mapped;  // pages, by rank: a row's first ones
   };

@@ -1,6 +1,6 @@
 // Prefill and decode daemons that have nothing in common but the model: ranks, stages, block sizes,
-// layouts, dtypes. The tokens are those that one process computes. Each pair of two factors' values
-// comes up here; suites named Full try all shapes.
+// paged and virtual caches, layouts, dtypes. The tokens are those that one process computes. Each
+// pair of two factors' values comes up here; suites named Full try all shapes.
 #include <array>
 #include <map>
 #include <set>
@@ -25,6 +25,7 @@ const std::array<Ranks, 4> kRanks = {{{1, {}},
                                       {4, {"--pp=4"}},  // 2, 2, 1 and 1 layers
                                       {6, {"--tp=2", "--pp=3", "--pp_layers=1,4,1"}}}};
 constexpr std::array<int, 5> kBlockSizes = {8, 16, 24, 100, 256};
+constexpr std::array<const char*, 2> kCaches = {"paged", "virtual"};
 constexpr std::array<const char*, 2> kLayouts = {"nhd", "hnd"};
 constexpr std::array<DType, 3> kDTypes = {DType::kFp32, DType::kFp16, DType::kBf16};
 constexpr std::array<const char*, 2> kTransports = {"mapped", "ucx-packed"};
@@ -36,6 +37,8 @@ enum Factor : size_t {
   kDecodeRanks,
   kPrefillBlock,
   kDecodeBlock,
+  kPrefillCache,
+  kDecodeCache,
   kPrefillLayout,
   kDecodeLayout,
   kPrefillDType,
@@ -49,6 +52,8 @@ constexpr std::array<size_t, kFactors> kValues = {kRanks.size(),
                                                   kRanks.size(),
                                                   kBlockSizes.size(),
                                                   kBlockSizes.size(),
+                                                  kCaches.size(),
+                                                  kCaches.size(),
                                                   kLayouts.size(),
                                                   kLayouts.size(),
                                                   kDTypes.size(),
@@ -117,8 +122,10 @@ std::vector<Config> Rows() {
 
 class Mixed : public Story {
  protected:
-  static Args Flags(const Config& config, Factor ranks, Factor block, Factor layout, Factor dtype) {
+  static Args Flags(const Config& config, Factor ranks, Factor block, Factor cache, Factor layout,
+                    Factor dtype) {
     Args flags = {"--block_size=" + std::to_string(kBlockSizes[config[block]]),
+                  std::string("--kv_cache=") + kCaches[config[cache]],
                   std::string("--kv_layout=") + kLayouts[config[layout]],
                   "--kv_dtype=" + std::string(DTypeName(kDTypes[config[dtype]])),
                   std::string("--transport=") + kTransports[config[kTransport]],
@@ -135,8 +142,9 @@ class Mixed : public Story {
 
   void Check(const Config& config) {
     const Args of_prefill =
-        Flags(config, kPrefillRanks, kPrefillBlock, kPrefillLayout, kPrefillDType);
-    Args of_decode = Flags(config, kDecodeRanks, kDecodeBlock, kDecodeLayout, kDecodeDType);
+        Flags(config, kPrefillRanks, kPrefillBlock, kPrefillCache, kPrefillLayout, kPrefillDType);
+    Args of_decode =
+        Flags(config, kDecodeRanks, kDecodeBlock, kDecodeCache, kDecodeLayout, kDecodeDType);
     if (config[kStream] == 1) of_decode.push_back("--stream_pulls=false");
     const size_t system = kSystemLengths[config[kSystem]];
     SCOPED_TRACE("prefill " + Text(of_prefill) + "; decode " + Text(of_decode) +
@@ -187,8 +195,8 @@ TEST_F(FullMixed, EveryShape) {
       for (size_t blocks = 0; blocks < kBlockSizes.size() * kBlockSizes.size(); ++blocks, ++turn) {
         config[kPrefillBlock] = blocks / kBlockSizes.size();
         config[kDecodeBlock] = blocks % kBlockSizes.size();
-        for (const size_t factor :
-             {kPrefillLayout, kDecodeLayout, kPrefillDType, kDecodeDType, kSystem, kStream}) {
+        for (const size_t factor : {kPrefillCache, kDecodeCache, kPrefillLayout, kDecodeLayout,
+                                    kPrefillDType, kDecodeDType, kSystem, kStream}) {
           config[factor] = (turn * (factor + 1) + turn / 7) % kValues[factor];
         }
         for (config[kTransport] = 0; config[kTransport] < kTransports.size();
@@ -264,6 +272,28 @@ TEST_F(Mixed, WithoutACastNotABitOfTheKvChanges) {
     EXPECT_TRUE(reader.Release(*ticket).ok());
     prefill.Kill();
     decode.Kill();
+  }
+}
+
+TEST_F(Mixed, AVirtualCacheHasMemoryForWhatItHolds) {
+  Daemon& prefill = StartPrefill({"--kv_cache=virtual"});
+  Daemon& decode = StartDecode({&prefill}, {"--kv_cache=virtual", "--kv_page_size=128KiB"});
+  ASSERT_TRUE(prefill.started() && decode.started());
+  EXPECT_EQ(Inspect(decode)["counters"]["kvrelay_kv_optimized_memory_mb"], 0);
+  ASSERT_TRUE(Ask(decode.endpoint(), Greedy({}, integration::Text(200, 1), 30)).has_value());
+  for (const Daemon* daemon : {&prefill, &decode}) {
+    SCOPED_TRACE(daemon->name());
+    ExpectIdle(*daemon);
+    const Json counters = Inspect(*daemon)["counters"];
+    const auto metric = [&](const std::string& name) {
+      return counters["kvrelay_kv_" + name].get<double>();
+    };
+    EXPECT_GE(metric("optimized_memory_mb"), 200 * 6.0 / 1024) << "6 KiB a token";
+    EXPECT_LE(metric("optimized_memory_mb"), 2);
+    EXPECT_EQ(metric("memory_saved_mb"),
+              metric("baseline_memory_mb") - metric("optimized_memory_mb"));
+    EXPECT_EQ(metric("cached_mb"), metric("optimized_memory_mb")) << "for the next request";
+    EXPECT_EQ(metric("utilization"), 0);
   }
 }
 

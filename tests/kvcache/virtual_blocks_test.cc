@@ -47,6 +47,7 @@ TEST(VirtualBlocks, ItsRowIsFreeWhenNobodyHoldsAnyOfIt) {
   BlockTable middle = all.Share(6, 4);
   all.Reset();
   EXPECT_EQ(pool->free_blocks(), 8U * 4) << "10 blocks are still promised: 3 pages";
+  EXPECT_EQ(pool->used_blocks(), 4U);
   middle.Reset();
   EXPECT_EQ(pool->used_blocks(), 0U);
   EXPECT_EQ(scene.resident(), 8 * kRowPage) << "kept for the next";

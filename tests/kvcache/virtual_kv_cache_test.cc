@@ -155,6 +155,17 @@ TEST(VirtualKvCache, TheNextStepsPagesAreThereBeforeIt) {
   EXPECT_EQ(scene.resident(), 8 * kRowPage) << "of 465 tokens";
 }
 
+TEST(VirtualKvCache, NothingIsMappedBeyondWhatASequenceWillReach) {
+  const VirtualScene scene = SmallCache(16, "virtual-14");
+  const uint32_t row = scene.cache->AllocNewBatchIdx(0, 3 * 64).value();
+  std::vector<uint32_t> lens(4);
+  for (lens[row] = 100; lens[row] <= 192; lens[row] += 46) {
+    ASSERT_TRUE(scene.cache->StepAsync(lens).ok());
+    scene.cache->WaitForBackground();
+    EXPECT_EQ(scene.resident(), 3 * kRowPage);
+  }
+}
+
 TEST(VirtualKvCache, PagesAheadOfNeedAreNobodysLoss) {
   const VirtualScene scene = SmallCache(4, "virtual-9");
   const uint32_t row = scene.cache->AllocNewBatchIdx(64).value();

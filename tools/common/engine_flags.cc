@@ -1,7 +1,9 @@
 #include "tools/common/engine_flags.h"
 
+#include <bit>
 #include <optional>
 
+#include "kvcache/sparse_memory.h"
 #include "proto/limits.h"
 #include "tools/common/flag_text.h"
 #include "tools/common/units.h"
@@ -46,6 +48,22 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
               "pipeline-parallel stages, of --tp ranks each; each holds some of the layers");
   flags.Ids("pp_layers", &o->pp_layers, "layers of each stage; as even as it goes when empty");
   flags.Choice("device", &engine->device, {"cpu"}, "where the model runs");
+  AddNamed(flags, "kv_cache", "paged|virtual", engine::KvCacheKindName(o->kv_cache), &o->kv_cache,
+           engine::KvCacheKindFromName,
+           "blocks with memory from the start, or a contiguous range of addresses for each request "
+           "that gets memory page by page");
+  flags.Custom(
+      "kv_page_size", "SIZE", "64KiB",
+      [o](std::string_view text) -> Status {
+        const Result<uint64_t> bytes = ParseBytes(text);
+        if (!bytes || !std::has_single_bit(*bytes) || *bytes < SparseMemory::kLeastPageBytes ||
+            *bytes > SparseMemory::kMostPageBytes) {
+          return Error(Code::kInvalidArgument, "needs 64KiB, 128KiB, 256KiB, 512KiB, 1MiB or 2MiB");
+        }
+        o->kv_page_bytes = *bytes;
+        return Status::Ok();
+      },
+      "pages of a virtual cache, from 64KiB to 2MiB");
   AddNamed(flags, "kv_layout", "nhd|hnd", KvFormatName(o->kv_layout), &o->kv_layout,
            KvFormatFromName, "order inside a cache block: token before head, or head before token");
   AddNamed(flags, "kv_dtype", "auto|fp32|fp16|bf16", "auto", &o->kv_dtype, KvDTypeFromName,

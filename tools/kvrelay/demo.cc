@@ -39,6 +39,7 @@ constexpr Duration kRedraw = std::chrono::milliseconds(50);
 struct DemoOptions {
   std::string model;
   std::string transport = "auto";
+  std::string kv_cache = "paged";
   uint32_t prefill_tp = 2;
   uint32_t decode_tp = 1;
   uint32_t max_new_tokens = 160;
@@ -147,6 +148,7 @@ Result<bool> Play(DemoOptions options, const StopSignals& signals) {
   KVRELAY_ASSIGN_OR_RETURN(const DemoDaemons daemons,
                            DemoDaemons::Start({.model = options.model,
                                                .transport = options.transport,
+                                               .kv_cache = options.kv_cache,
                                                .prefill_tp = options.prefill_tp,
                                                .decode_tp = options.decode_tp},
                                               signals));
@@ -190,6 +192,8 @@ int DemoCommand(CommandArgs args) {
              "model folder with a byte-level tokenizer; the bundled one when empty");
   flags.Choice("transport", &options.transport, {"auto", "mapped", "ucx-packed"},
                "how the cache is pulled");
+  flags.Choice("kv_cache", &options.kv_cache, {"paged", "virtual"},
+               "how the daemons keep it; the one process that they are compared with: paged");
   flags.Whole("prefill_tp", &options.prefill_tp, 1, 64, "ranks of the prefill daemon");
   flags.Whole("decode_tp", &options.decode_tp, 1, 64, "ranks of the decode daemon");
   flags.Whole("max_new_tokens", &options.max_new_tokens, 1, 4096, "tokens of each answer");

@@ -105,7 +105,8 @@ Result<DemoDaemons> DemoDaemons::Start(const Options& options, const StopSignals
   DemoDaemons daemons;
   KVRELAY_ASSIGN_OR_RETURN(daemons.folder_, MakeFolder());
   const std::vector<std::string> common = {"--model=" + options.model,
-                                           "--transport=" + options.transport};
+                                           "--transport=" + options.transport,
+                                           "--kv_cache=" + options.kv_cache};
   KVRELAY_ASSIGN_OR_RETURN(daemons.prefill_,
                            daemons.StartOne("prefill", options.prefill_tp, common, signals));
   std::vector<std::string> of_decode = common;

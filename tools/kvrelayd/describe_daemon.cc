@@ -134,6 +134,24 @@ void AddCounters(Description& d, engine::Engine& engine, agent::EngineAgent& age
   d.counters["kvrelay_queue_depth"] = counts.queued;
 }
 
+void AddVirtualKv(Description& d, const VirtualKvMetrics& metrics) {
+  d.counters["kvrelay_kv_baseline_memory_mb"] = metrics.baseline_memory_mb;
+  d.counters["kvrelay_kv_optimized_memory_mb"] = metrics.optimized_memory_mb;
+  d.counters["kvrelay_kv_memory_saved_mb"] = metrics.memory_saved_mb;
+  d.counters["kvrelay_kv_memory_savings_percent"] = metrics.memory_savings_percent;
+  d.counters["kvrelay_kv_utilization"] = metrics.utilization;
+  d.counters["kvrelay_kv_fragmentation"] = metrics.fragmentation;
+  d.counters["kvrelay_kv_pool_mb"] = metrics.pool_mb;
+  d.counters["kvrelay_kv_cached_mb"] = metrics.cached_mb;
+  d.counters["kvrelay_kv_pages_mapped_total{when=\"ahead\"}"] =
+      static_cast<double>(metrics.pages_mapped_ahead);
+  d.counters["kvrelay_kv_pages_mapped_total{when=\"needed\"}"] =
+      static_cast<double>(metrics.pages_mapped - metrics.pages_mapped_ahead);
+  d.counters["kvrelay_kv_pages_reused_total"] = static_cast<double>(metrics.pages_reused);
+  d.counters["kvrelay_kv_pages_reclaimed_total"] = static_cast<double>(metrics.pages_reclaimed);
+  d.counters["kvrelay_kv_stray_bytes_total"] = static_cast<double>(metrics.stray_bytes);
+}
+
 void AddThrottle(Description& d, const transport::Throttle::Counts& counts) {
   d.counters["kvrelay_capped_inflight_bytes"] = static_cast<double>(counts.inflight_bytes);
   d.counters["kvrelay_capped_bytes_total"] = static_cast<double>(counts.moved_bytes);
@@ -184,6 +202,9 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
               .quarantine = snapshot.quarantined_blocks,
               .kept = engine.conversations().info().blocks};
   AddCounters(d, engine, agent);
+  if (const VirtualKvCache* cache = engine.runner().virtual_cache()) {
+    AddVirtualKv(d, cache->metrics());
+  }
   if (snapshot.throttle) AddThrottle(d, *snapshot.throttle);
   AddLeases(d, snapshot);
   AddPrefixes(d, engine);
