@@ -1,0 +1,78 @@
+#include "kvcache/cuda/allocation.h"
+
+#include <cuda_runtime_api.h>
+#include <fcntl.h>
+
+#include <string>
+
+#include "kvcache/cuda/cuda_status.h"
+
+namespace kvrelay::cuda {
+namespace {
+
+constexpr CUmemAllocationHandleType kDescriptor = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+
+CUmemAllocationProp PropertiesOn(int device) {
+  CUmemAllocationProp properties{};
+  properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  properties.requestedHandleTypes = kDescriptor;
+  properties.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device};
+  return properties;
+}
+
+}  // namespace
+
+Result<uint64_t> Allocation::Granularity(const Driver& driver, int device) {
+  const CUmemAllocationProp properties = PropertiesOn(device);
+  size_t bytes = 0;
+  const CUresult error =
+      driver.MemGetAllocationGranularity(&bytes, &properties, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+  if (error == CUDA_SUCCESS && bytes > 0) return bytes;
+  return Error(Code::kRefused,
+               "cuda:" + std::to_string(device) +
+                   " has no memory that other processes can map: " + driver.Name(error));
+}
+
+Result<Allocation> Allocation::Create(const Driver& driver, int device, uint64_t bytes) {
+  size_t free_bytes = 0;
+  size_t all_bytes = 0;
+  KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &all_bytes), "free memory"));
+  const auto too_little = [&](const std::string& why) {
+    return Error(Code::kResourceExhausted, "not enough memory on cuda:" + std::to_string(device) +
+                                               ": asked " + std::to_string(bytes) +
+                                               " bytes, free " + std::to_string(free_bytes) + why);
+  };
+  if (bytes > free_bytes) return too_little("");
+  CUmemAllocationProp properties = PropertiesOn(device);
+  // A network card that reaches the GPU may then read it; drivers and devices without that refuse.
+  properties.allocFlags.gpuDirectRDMACapable = 1;
+  CUmemGenericAllocationHandle handle = 0;
+  CUresult error = driver.MemCreate(&handle, bytes, &properties, 0);
+  if (error != CUDA_SUCCESS && error != CUDA_ERROR_OUT_OF_MEMORY) {
+    properties.allocFlags.gpuDirectRDMACapable = 0;
+    error = driver.MemCreate(&handle, bytes, &properties, 0);
+  }
+  if (error != CUDA_SUCCESS) return too_little(" (" + driver.Name(error) + ")");
+  return Allocation(driver, handle);
+}
+
+Result<Allocation> Allocation::Import(const Driver& driver, int fd) {
+  CUmemGenericAllocationHandle handle = 0;
+  const CUresult error = driver.MemImportFromShareableHandle(
+      &handle, reinterpret_cast<void*>(static_cast<intptr_t>(fd)), kDescriptor);
+  if (error == CUDA_SUCCESS) return Allocation(driver, handle);
+  return Error(Code::kInvalidArgument, "no memory of a GPU: " + driver.Name(error));
+}
+
+Result<UniqueFd> Allocation::Export(const Driver& driver) const {
+  int fd = -1;
+  const CUresult error = driver.MemExportToShareableHandle(&fd, handle_, kDescriptor, 0);
+  if (error != CUDA_SUCCESS) {
+    return Error(Code::kRefused, "memory of a GPU cannot be exported: " + driver.Name(error));
+  }
+  UniqueFd exported(fd);
+  ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+  return exported;
+}
+
+}  // namespace kvrelay::cuda
