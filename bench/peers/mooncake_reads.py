@@ -33,9 +33,9 @@ class Reader:
         self.sizes = [case.slice_bytes] * len(self.local)
 
     def pull(self):
-        # A batch holds so many at most.
-        for first in range(0, len(self.local), 4096):
-            part = slice(first, first + 4096)
+        # Batches of 4096, the most there are, fail now and then.
+        for first in range(0, len(self.local), 1024):
+            part = slice(first, first + 1024)
             if self.engine.batch_transfer_sync_read(self.owner, self.local[part], self.there[part],
                                                     self.sizes[part]) != 0:
                 raise RuntimeError("batch_transfer_sync_read")

@@ -1,6 +1,8 @@
 // Other systems, each a program beside us.
 #include <chrono>
+#include <csignal>
 #include <fstream>
+#include <thread>
 
 #include "tools/common/child_process.h"
 #include "tools/kvrelay/bench/pull_way.h"
@@ -9,11 +11,16 @@ namespace kvrelay::tools {
 namespace {
 
 constexpr Duration kAnswerLimit = std::chrono::seconds(60);
+constexpr Duration kAwake = std::chrono::milliseconds(2);  // until all its threads run again
 
+// Between questions its processes stand still: some have threads that never sleep, and would take
+// the processors from whoever is measured next.
 class PeerWay final : public PullWay {
  public:
   PeerWay(std::string name, ChildProcess process, std::string folder)
-      : PullWay(std::move(name), 1), process_(std::move(process)), folder_(std::move(folder)) {}
+      : PullWay(std::move(name), 1), process_(std::move(process)), folder_(std::move(folder)) {
+    process_.Signal(SIGSTOP);
+  }
 
   Status Prepare(const PullCase& pull) override {
     const std::string file = folder_ + "/case";
@@ -42,9 +49,12 @@ class PeerWay final : public PullWay {
 
  private:
   Result<std::string> Ask(const std::string& line) {
+    process_.Signal(SIGCONT);
+    std::this_thread::sleep_for(kAwake);
     failure_ = process_.Write(line + "\n");
     if (!failure_.ok()) return Error(failure_);
     Result<std::string> answer = process_.ReadLine(kAnswerLimit);
+    process_.Signal(SIGSTOP);
     if (!answer.has_value()) {
       failure_ = answer.error();
     } else if (answer->starts_with("failed")) {
