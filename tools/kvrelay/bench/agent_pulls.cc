@@ -195,10 +195,12 @@ Status OfferToAgents(Channel& reader, const std::string& folder, const AgentPull
         EngineSide::Create(folder + "/owner" + std::to_string(owners.size()), leases, identity));
     return SendTickets(reader, *owners.back(), leases);
   };
+  KVRELAY_RETURN_IF_ERROR(offer(pulls.leases(), nullptr));
+  char ready = 0;
+  KVRELAY_RETURN_IF_ERROR(reader.Receive(ready));
   for (const auto& identity : {std::shared_ptr<const transport::CurveIdentity>(), curve}) {
     for (uint32_t i = 0; i < kFirstOwners; ++i) KVRELAY_RETURN_IF_ERROR(offer(1, identity));
   }
-  KVRELAY_RETURN_IF_ERROR(offer(pulls.leases(), nullptr));
   char end = 0;
   return reader.Receive(end);
 }
@@ -208,12 +210,13 @@ Result<nlohmann::ordered_json> MeasureAgents(
     std::shared_ptr<const transport::CurveIdentity> curve) {
   KVRELAY_ASSIGN_OR_RETURN(const auto reader,
                            EngineSide::Create(folder + "/agents", pulls.leases(), nullptr));
+  KVRELAY_ASSIGN_OR_RETURN(Json json, MeasureLoads(pulls, *reader, owners));
   KVRELAY_ASSIGN_OR_RETURN(const auto keyed,
                            EngineSide::Create(folder + "/keyed", 1, std::move(curve)));
+  KVRELAY_RETURN_IF_ERROR(owners.Send('!'));
   // From the ticket to the bytes: hello, handshake and mapping besides what a load does.
   KVRELAY_ASSIGN_OR_RETURN(Json plain_ms, MeasureFirstLoads(*reader, owners));
   KVRELAY_ASSIGN_OR_RETURN(Json curve_ms, MeasureFirstLoads(*keyed, owners));
-  KVRELAY_ASSIGN_OR_RETURN(Json json, MeasureLoads(pulls, *reader, owners));
   json["first_load_ms"] = std::move(plain_ms);
   json["first_load_curve_ms"] = std::move(curve_ms);
   return json;

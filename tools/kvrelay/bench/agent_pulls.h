@@ -22,8 +22,8 @@ struct AgentPulls {
   uint32_t leases() const { return 1 + 2 * loads + silences; }
 };
 
-// The owners' process: agents without keys, agents with `curve` and one that is read again and
-// again, until the reader goes away. Both processes have the same `curve`.
+// The owners' process: an agent that is read again and again, then some without keys and some with
+// `curve`, until the reader goes away. Both processes have the same `curve`.
 Status OfferToAgents(Channel& reader, const std::string& folder, const AgentPulls& pulls,
                      std::shared_ptr<const transport::CurveIdentity> curve);
 
