@@ -9,6 +9,8 @@
 #include <limits>
 #include <numeric>
 
+#include "base/parallel.h"
+
 namespace kvrelay::attention {
 namespace {
 
@@ -201,6 +203,19 @@ void ExpectSameBits(const Output& want, const Output& got) {
   };
   compare(want.out, got.out, "out");
   compare(want.lse, got.lse, "lse");
+}
+
+Output ExpectSameBitsOnThreads(const std::function<Output()>& run) {
+  const int before = Parallelism();
+  SetParallelism(1);
+  Output one = run();
+  for (const int threads : {2, 3, 5, 8}) {
+    SCOPED_TRACE(threads);
+    SetParallelism(threads);
+    ExpectSameBits(one, run());
+  }
+  SetParallelism(before);
+  return one;
 }
 
 }  // namespace kvrelay::attention

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -101,5 +102,7 @@ Output RunRelay(const PagedCase& test, const Batch& batch, const RelayConfig& co
 // Fails with the first differing element. NaN never passes; infinities must be equal.
 void ExpectNear(const Output& want, const Output& got, float tolerance);
 void ExpectSameBits(const Output& want, const Output& got);
+// Runs it on one thread and on several; returns what all of them must give.
+Output ExpectSameBitsOnThreads(const std::function<Output()>& run);
 
 }  // namespace kvrelay::attention

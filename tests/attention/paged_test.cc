@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "attention/attend_rows.h"
-#include "base/parallel.h"
 #include "tests/attention/paged_case.h"
 
 namespace kvrelay::attention {
@@ -179,15 +178,7 @@ TEST(PagedAttention, ThreadsDoNotChangeBits) {
   test.AddSequence(1, 40);
   const Batch batch{test.sequences(), 8, Scale(64)};
   const auto q = RandomQuery(test.rows(), 8, 64, test.random());
-  const int before = Parallelism();
-  SetParallelism(1);
-  const Output one = RunPaged(test, batch, 0, q);
-  for (const int threads : {2, 3, 8}) {
-    SCOPED_TRACE(threads);
-    SetParallelism(threads);
-    ExpectSameBits(one, RunPaged(test, batch, 0, q));
-  }
-  SetParallelism(before);
+  ExpectSameBitsOnThreads([&] { return RunPaged(test, batch, 0, q); });
 }
 
 // A prompt computed in one step, in chunks of any size, or token by token; its head in a shared

@@ -20,9 +20,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <future>
-#include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -35,6 +33,7 @@
 #include "kvcache/kv_view.h"
 #include "proto/ticket.h"
 #include "tools/bench/engine_rows.h"
+#include "tools/bench/program.h"
 #include "tools/common/flags.h"
 
 namespace kvrelay::agent {
@@ -298,13 +297,7 @@ std::optional<Settings> Parse(int argc, char** argv) {
   flags.Choice("transport", &transport, {"", "mapped", "ucx-packed"}, "One of them; empty: all.");
   flags.Whole("rounds", &settings.rounds, 1, 1000, "Pulls in each mode.");
   flags.Text("json", &settings.json, "FILE", "Also write the figures there.");
-  const std::vector<std::string> arguments(argv + 1, argv + argc);
-  const auto action = flags.Parse(arguments, tools::ProcessEnvironment());
-  Check(action.has_value(), action.has_value() ? "" : action.error().message());
-  if (*action != tools::Action::kRun) {
-    std::cout << flags.Help();
-    return std::nullopt;
-  }
+  if (!bench::ParseFlags(flags, argc, argv)) return std::nullopt;
   if (!transport.empty()) settings.transports = {transport};
   Check(!settings.tokens.empty(), "--tokens is empty");
   return settings;
@@ -327,11 +320,7 @@ int Main(int argc, char** argv) {
     for (auto& row : Measure(settings, transport, folder)) report["rows"].push_back(std::move(row));
   }
   std::filesystem::remove_all(folder);
-  if (!settings.json.empty()) {
-    std::ofstream file(settings.json);
-    file << report.dump(2) << "\n";
-    Check(file.flush().good(), "cannot write " + settings.json);
-  }
+  bench::WriteReport(report, settings.json);
   return 0;
 }
 

@@ -15,8 +15,6 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
-#include <fstream>
-#include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
@@ -27,6 +25,7 @@
 #include "kvcache/sparse_memory.h"
 #include "kvcache/virtual_kv_cache.h"
 #include "tools/bench/must.h"
+#include "tools/bench/program.h"
 #include "tools/common/flags.h"
 
 namespace kvrelay {
@@ -276,13 +275,7 @@ std::optional<Settings> Parse(int argc, char** argv) {
   flags.Whole("rounds", &settings.rounds, 1, 1000, "Runs of each page size and mode.");
   flags.Whole("seed", &settings.seed, 0, UINT32_MAX, "Of the trace.");
   flags.Text("json", &settings.json, "FILE", "Also write the figures there.");
-  const std::vector<std::string> arguments(argv + 1, argv + argc);
-  const auto action = flags.Parse(arguments, tools::ProcessEnvironment());
-  Check(action.has_value(), action.has_value() ? "" : action.error().message());
-  if (*action != tools::Action::kRun) {
-    std::cout << flags.Help();
-    return std::nullopt;
-  }
+  if (!bench::ParseFlags(flags, argc, argv)) return std::nullopt;
   Check(!settings.page_kib.empty(), "--page_kib is empty");
   return settings;
 }
@@ -323,11 +316,7 @@ int Main(int argc, char** argv) {
       }
     }
   }
-  if (!settings.json.empty()) {
-    std::ofstream file(settings.json);
-    file << report.dump(2) << "\n";
-    Check(file.flush().good(), "cannot write " + settings.json);
-  }
+  bench::WriteReport(report, settings.json);
   return 0;
 }
 
