@@ -13,6 +13,7 @@
 #include "engine/engine_options.h"
 #include "engine/model_config.h"
 #include "engine/model_runner.h"
+#include "engine/platform.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/tokenizer.h"
@@ -27,7 +28,8 @@ class Engine {
  public:
   // Loads the model and allocates the cache. kInvalidArgument: bad flags or a bad model; kNotFound:
   // no model there; kResourceExhausted: no memory for the cache.
-  static Result<std::unique_ptr<Engine>> Create(const EngineOptions& options);
+  static Result<std::unique_ptr<Engine>> Create(
+      const EngineOptions& options, std::shared_ptr<const Platform> platform = HostPlatform());
   // Stop(kCancelled).
   ~Engine();
 

@@ -29,16 +29,20 @@ uint32_t RowsFor(const EngineOptions& options, uint64_t pages) {
 }
 
 Status AllocatePaged(const ModelConfig& config, const EngineOptions& options,
-                     const std::vector<KvShard>& shards, uint64_t num_blocks, KvMemory& to) {
+                     const std::vector<KvShard>& shards, const Platform& platform,
+                     uint64_t num_blocks, KvMemory& to) {
   for (const KvShard& shard : shards) {
+    std::shared_ptr<Device> device = platform.device(static_cast<uint32_t>(to.ranks.size()));
     KvLayout layout = DenseLayout(config, options, shard, static_cast<uint32_t>(num_blocks));
-    Result<Region> region = Region::AllocateHost(layout.dense_bytes(), RankName(to.ranks.size()));
+    const std::string name = RankName(to.ranks.size());
+    Result<Region> region = device ? device->Allocate(layout.dense_bytes(), name)
+                                   : Region::AllocateHost(layout.dense_bytes(), name);
     if (!region) {
       return region.error().Wrap("the cache of " + std::to_string(num_blocks) + " blocks (" +
                                  std::to_string(to.bytes) + " bytes on all ranks), rank " +
                                  std::to_string(to.ranks.size()));
     }
-    to.ranks.push_back({std::move(region).value(), std::move(layout), shard});
+    to.ranks.push_back({std::move(region).value(), std::move(layout), shard, std::move(device)});
   }
   to.pool = BlockPool::Create(static_cast<uint32_t>(num_blocks));
   return Status::Ok();
@@ -86,7 +90,7 @@ Status AllocateVirtual(const ModelConfig& config, const EngineOptions& options,
 }  // namespace
 
 Result<KvMemory> KvMemory::Allocate(const ModelConfig& config, const EngineOptions& options,
-                                    const std::vector<Stage>& stages) {
+                                    const std::vector<Stage>& stages, const Platform& platform) {
   std::vector<KvShard> shards;
   uint64_t bytes_per_block = 0;
   for (const Stage& stage : stages) {
@@ -108,9 +112,10 @@ Result<KvMemory> KvMemory::Allocate(const ModelConfig& config, const EngineOptio
   }
   KvMemory memory;
   memory.bytes = num_blocks * bytes_per_block;
-  KVRELAY_RETURN_IF_ERROR(options.kv_cache == KvCacheKind::kVirtual
-                              ? AllocateVirtual(config, options, shards, memory)
-                              : AllocatePaged(config, options, shards, num_blocks, memory));
+  KVRELAY_RETURN_IF_ERROR(
+      options.kv_cache == KvCacheKind::kVirtual
+          ? AllocateVirtual(config, options, shards, memory)
+          : AllocatePaged(config, options, shards, platform, num_blocks, memory));
   return memory;
 }
 

@@ -10,6 +10,7 @@
 #include "engine/engine_options.h"
 #include "engine/model_config.h"
 #include "engine/pipeline.h"
+#include "engine/platform.h"
 #include "kvcache/block_pool.h"
 #include "kvcache/layout.h"
 #include "kvcache/region.h"
@@ -23,6 +24,7 @@ struct KvRank {
   Region region;
   KvLayout layout;
   KvShard shard;
+  std::shared_ptr<Device> device = {};  // that has the region; null: the host
 };
 
 struct KvMemory {
@@ -31,9 +33,10 @@ struct KvMemory {
   std::shared_ptr<VirtualKvCache> pages;  // of --kv_cache=virtual, else null
   uint64_t bytes = 0;                     // of all ranks: at most so many have memory
 
-  // kInvalidArgument names the flag; kResourceExhausted: no memory (asked and available).
+  // Each rank's on its device. kInvalidArgument names the flag; kResourceExhausted: no memory
+  // (asked and available).
   static Result<KvMemory> Allocate(const ModelConfig& config, const EngineOptions& options,
-                                   const std::vector<Stage>& stages);
+                                   const std::vector<Stage>& stages, const Platform& platform);
   // Before a step writes token positions[i] % block_size of blocks[i]: the pages have memory, and
   // the next step's will. kResourceExhausted.
   Status Prepare(std::span<const BlockId> blocks, std::span<const uint32_t> positions) const;

@@ -10,6 +10,7 @@
 #include "engine/llama_weights.h"
 #include "engine/matrix.h"
 #include "engine/rope.h"
+#include "engine/sampler.h"
 
 namespace kvrelay::engine {
 namespace {
@@ -32,15 +33,17 @@ void SwiGlu(float* gate, const float* up, size_t count) {
 
 class LlamaShard final : public ModelShard {
  public:
-  LlamaShard(const ModelConfig& config, LlamaSplit split, LlamaWeights weights, TpGroup& group)
+  LlamaShard(const ModelConfig& config, LlamaSplit split, LlamaWeights weights, TpGroup& group,
+             const KvView& kv)
       : config_(config),
         split_(split),
         weights_(std::move(weights)),
         group_(group),
+        kv_(kv),
         inverse_frequencies_(InverseFrequencies(config.rope, config.head_dim)) {}
 
-  Status Forward(const StepRows& step, const KvView& kv, const StageEdges& edges,
-                 std::span<float> logits, const LayersWritten& layers_written) override;
+  Status Forward(const StepRows& step, const StageEdges& edges, const StepLogits& logits,
+                 const LayersWritten& layers_written) override;
 
  private:
   // A step's activations, row after row; kept between steps so that decoding allocates nothing.
@@ -54,24 +57,25 @@ class LlamaShard final : public ModelShard {
     std::vector<float> gate_up;
     std::vector<float> activated;
     std::vector<float> update;  // what a sub-layer adds to x
+    std::vector<float> logits;  // [logit_rows][columns of this rank]
   };
 
   void Resize(size_t rows);
   void Embed(const StepRows& step);
   void NormRows(const std::vector<float>& weight, size_t rows);
   void NormHeads(const std::vector<float>& weight, float* heads, uint32_t count) const;
-  void RotateAndStore(const StepRows& step, const RopeTable& rope, const KvView& kv,
-                      uint32_t layer);
-  void Attend(const StepRows& step, const KvView& kv, uint32_t layer);
+  void RotateAndStore(const StepRows& step, const RopeTable& rope, uint32_t layer);
+  void Attend(const StepRows& step, uint32_t layer);
   void FeedForward(const LlamaLayer& layer, size_t rows);
   // x += the sum of all ranks' `update`.
   Status AddUpdate();
-  void Logits(const StepRows& step, std::span<float> logits);
+  void Logits(const StepRows& step, const StepLogits& out);
 
   const ModelConfig config_;
   const LlamaSplit split_;
   const LlamaWeights weights_;
   TpGroup& group_;
+  const KvView& kv_;
   const std::vector<float> inverse_frequencies_;
   Buffers buffers_;
 };
@@ -116,11 +120,10 @@ void LlamaShard::NormHeads(const std::vector<float>& weight, float* heads, uint3
   }
 }
 
-void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, const KvView& kv,
-                                uint32_t layer) {
+void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, uint32_t layer) {
   const size_t q = size_t{split_.query_heads} * config_.head_dim;
   const size_t kv_width = size_t{split_.kv.head_count} * config_.head_dim;
-  const uint32_t block_size = kv.layout().block_size;
+  const uint32_t block_size = kv_.layout().block_size;
   ParallelFor(step.token_ids.size(), kRowGrain, [&](size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row) {
       float* from = buffers_.qkv.data() + row * (q + 2 * kv_width);
@@ -128,25 +131,25 @@ void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, con
       NormHeads(weights_.layers[layer].k_norm, from + q, split_.kv.head_count);
       rope.Rotate(row, from, split_.query_heads + split_.kv.head_count);
       std::copy(from, from + q, buffers_.q.data() + row * q);
-      WriteKv(kv, layer, step.blocks[row], step.positions[row] % block_size, from + q,
+      WriteKv(kv_, layer, step.blocks[row], step.positions[row] % block_size, from + q,
               from + q + kv_width);
     }
   });
 }
 
-void LlamaShard::Attend(const StepRows& step, const KvView& kv, uint32_t layer) {
+void LlamaShard::Attend(const StepRows& step, uint32_t layer) {
   const attention::Batch batch = {
       .sequences = step.sequences,
       .query_heads = split_.query_heads,
       .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
       .kind = {.window = config_.window(split_.kv.layer_begin + layer)}};
   if (step.naive) {
-    attention::NaiveAttention(kv, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
+    attention::NaiveAttention(kv_, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
   } else if (step.relay != nullptr) {
-    attention::RelayAttention(kv, layer, batch, *step.relay, buffers_.q, buffers_.attended,
+    attention::RelayAttention(kv_, layer, batch, *step.relay, buffers_.q, buffers_.attended,
                               buffers_.lse);
   } else {
-    attention::PagedAttention(kv, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
+    attention::PagedAttention(kv_, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
   }
 }
 
@@ -170,19 +173,29 @@ Status LlamaShard::AddUpdate() {
   return Status::Ok();
 }
 
-void LlamaShard::Logits(const StepRows& step, std::span<float> logits) {
+void LlamaShard::Logits(const StepRows& step, const StepLogits& out) {
+  const size_t rows = step.logit_rows.size();
+  const size_t columns = split_.vocab_end - split_.vocab_begin;
   const size_t hidden = config_.hidden_size;
-  for (size_t i = 0; i < step.logit_rows.size(); ++i) {
+  for (size_t i = 0; i < rows; ++i) {
     RmsNorm(buffers_.x.data() + step.logit_rows[i] * hidden, weights_.final_norm,
             config_.rms_norm_eps, buffers_.normed.data() + i * hidden);
   }
-  MultiplyTransposed(buffers_.normed.data(), step.logit_rows.size(), hidden, weights_.head,
-                     split_.vocab_end - split_.vocab_begin, logits.data() + split_.vocab_begin,
-                     config_.vocab_size);
+  buffers_.logits.resize(rows * columns);
+  MultiplyTransposed(buffers_.normed.data(), rows, hidden, weights_.head, columns,
+                     buffers_.logits.data(), columns);
+  for (size_t i = 0; i < rows; ++i) {
+    const auto row = std::span<const float>(buffers_.logits).subspan(i * columns, columns);
+    const uint32_t best = Greedy(row);
+    out.likeliest[split_.kv.tp_rank * rows + i] = {row[best], split_.vocab_begin + best};
+    if (!out.all.empty()) {
+      std::ranges::copy(row, out.all.data() + i * config_.vocab_size + split_.vocab_begin);
+    }
+  }
 }
 
-Status LlamaShard::Forward(const StepRows& step, const KvView& kv, const StageEdges& edges,
-                           std::span<float> logits, const LayersWritten& layers_written) {
+Status LlamaShard::Forward(const StepRows& step, const StageEdges& edges, const StepLogits& logits,
+                           const LayersWritten& layers_written) {
   Buffers& b = buffers_;
   const size_t rows = step.token_ids.size();
   Resize(rows);
@@ -196,9 +209,9 @@ Status LlamaShard::Forward(const StepRows& step, const KvView& kv, const StageEd
     const LlamaLayer& layer = weights_.layers[i];
     NormRows(layer.input_norm, rows);
     layer.qkv.Apply(b.normed.data(), rows, b.qkv.data());
-    RotateAndStore(step, rope, kv, i);
-    layers_written(i + 1);
-    Attend(step, kv, i);
+    RotateAndStore(step, rope, i);
+    if (layers_written) layers_written(i + 1);
+    Attend(step, i);
     layer.o.Apply(b.attended.data(), rows, b.update.data());
     KVRELAY_RETURN_IF_ERROR(AddUpdate());
     NormRows(layer.post_norm, rows);
@@ -216,7 +229,7 @@ Status LlamaShard::Forward(const StepRows& step, const KvView& kv, const StageEd
 }  // namespace
 
 Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& checkpoint,
-                               std::span<const Stage> stages) {
+                               std::span<const Stage> stages, std::span<const KvView> caches) {
   KVRELAY_ASSIGN_OR_RETURN(const std::shared_ptr<const Matrix> embedding,
                            LoadEmbedding(config, checkpoint));
   ModelShards shards;
@@ -227,7 +240,8 @@ Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& chec
       KVRELAY_ASSIGN_OR_RETURN(LlamaSplit split, LlamaSplit::Make(config, stage, rank));
       KVRELAY_ASSIGN_OR_RETURN(LlamaWeights weights,
                                LoadLlamaWeights(config, checkpoint, split, embedding));
-      of_stage[rank] = std::make_unique<LlamaShard>(config, split, std::move(weights), group);
+      of_stage[rank] = std::make_unique<LlamaShard>(config, split, std::move(weights), group,
+                                                    caches[shards.size() + rank]);
       return Status::Ok();
     }));
     std::ranges::move(of_stage, std::back_inserter(shards));

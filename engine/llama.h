@@ -16,6 +16,6 @@
 namespace kvrelay::engine {
 
 Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& checkpoint,
-                               std::span<const Stage> stages);
+                               std::span<const Stage> stages, std::span<const KvView> caches);
 
 }  // namespace kvrelay::engine

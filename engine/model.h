@@ -26,7 +26,7 @@ struct StepRows {
   std::span<const attention::Sequence> sequences;
   const attention::RelayMetadata* relay = nullptr;  // null: no relay for any
   bool naive = false;                               // the fp64 reference, whatever `relay` says
-  std::span<const uint32_t> logit_rows;             // rows whose logits are wanted, ascending
+  std::span<const uint32_t> logit_rows;  // rows that a next token is wanted of, ascending
 };
 
 // The residual stream between two pipeline stages: [rows][hidden_size].
@@ -35,25 +35,43 @@ struct StageEdges {
   std::span<float> out;       // for the stage behind, the same on all ranks: rank 0 writes it
 };
 
-// One rank's part of a model.
+// A token and its logit.
+struct ScoredToken {
+  float logit = 0;
+  uint32_t id = 0;
+};
+
+// What the last stage says of logit_rows, in host memory.
+struct StepLogits {
+  // [tp ranks][logit_rows]: of the columns that the rank has the largest, the first of equals.
+  std::span<ScoredToken> likeliest;
+  // [logit_rows][vocab_size], shared by the ranks: each writes columns of its own. Empty: nobody
+  // asks.
+  std::span<float> all;
+};
+
+// One rank's part of a model, with its cache.
 class ModelShard {
  public:
-  // After the step's K and V of this rank's first `layers` layers are in its cache.
+  // After the step's K and V of this rank's first `layers` layers are in its cache, where others
+  // can read them. Empty: nobody asks.
   using LayersWritten = std::function<void(uint32_t layers)>;
 
   virtual ~ModelShard() = default;
   // Called on all ranks of the stage at once, inside TpGroup::Run, stage after stage. Writes K and
-  // V of all rows to `kv`, and in the last stage this rank's part of the logits to `logits`
-  // ([logit_rows][vocab_size], shared by the ranks: each writes columns of its own).
-  virtual Status Forward(const StepRows& step, const KvView& kv, const StageEdges& edges,
-                         std::span<float> logits, const LayersWritten& layers_written) = 0;
+  // V of all rows to the cache, and in the last stage this rank's part of `logits`. When it returns
+  // nothing reads or writes the cache any more.
+  virtual Status Forward(const StepRows& step, const StageEdges& edges, const StepLogits& logits,
+                         const LayersWritten& layers_written) = 0;
 };
 
 using ModelShards = std::vector<std::unique_ptr<ModelShard>>;  // by rank
-// Loads the weights of all ranks of the stages, whose groups outlive the shards.
+// Loads the weights of all ranks of the stages, whose groups outlive the shards, as `caches` (by
+// rank) do.
 using ModelBuilder = Result<ModelShards> (*)(const ModelConfig& config,
                                              const Checkpoint& checkpoint,
-                                             std::span<const Stage> stages);
+                                             std::span<const Stage> stages,
+                                             std::span<const KvView> caches);
 
 // The builder of config.architecture; kInvalidArgument names it and the ones that there are. A new
 // architecture is one file with a builder, and one line in model.cc.

@@ -1,11 +1,11 @@
 #include "engine/model_runner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/cpu.h"
 #include "base/parallel.h"
-#include "engine/attn_backend.h"
 
 namespace kvrelay::engine {
 namespace {
@@ -37,10 +37,12 @@ void Explain(const attention::RelayConfig& config, const attention::RelayMetadat
 }  // namespace
 
 ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options,
+                         std::shared_ptr<const Platform> platform,
                          attention::BackendChoice attn_backend, std::vector<Stage> stages,
                          KvMemory kv)
     : config_(config),
       block_size_(options.block_size),
+      platform_(std::move(platform)),
       attn_backend_(std::move(attn_backend)),
       relay_(RelayConfigFor(options.relay, attn_backend_.backend)),
       stages_(std::move(stages)),
@@ -52,17 +54,23 @@ ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options
 
 Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
                                                          const Checkpoint& checkpoint,
-                                                         const EngineOptions& options) {
-  KVRELAY_RETURN_IF_ERROR(options.Validate());
-  KVRELAY_ASSIGN_OR_RETURN(const ModelBuilder build, FindArchitecture(config));
-  KVRELAY_ASSIGN_OR_RETURN(attention::BackendChoice backend, ChooseAttnBackend(config, options));
+                                                         const EngineOptions& asked,
+                                                         std::shared_ptr<const Platform> platform) {
+  KVRELAY_RETURN_IF_ERROR(asked.Validate());
+  KVRELAY_RETURN_IF_ERROR(platform->Check(asked));
+  EngineOptions options = asked;
+  options.kv_dtype = asked.kv_dtype.value_or(platform->dtype());
+  KVRELAY_ASSIGN_OR_RETURN(attention::BackendChoice backend,
+                           platform->ChooseAttnBackend(config, options));
   KVRELAY_ASSIGN_OR_RETURN(std::vector<Stage> stages,
                            MakeStages(config, options.pp, options.tp, options.pp_layers));
   SetParallelism(options.threads > 0 ? options.threads : AvailableThreads());
-  KVRELAY_ASSIGN_OR_RETURN(KvMemory kv, KvMemory::Allocate(config, options, stages));
-  std::unique_ptr<ModelRunner> runner(
-      new ModelRunner(config, options, std::move(backend), std::move(stages), std::move(kv)));
-  KVRELAY_ASSIGN_OR_RETURN(runner->shards_, build(config, checkpoint, runner->stages_));
+  KVRELAY_ASSIGN_OR_RETURN(KvMemory kv, KvMemory::Allocate(config, options, stages, *platform));
+  std::unique_ptr<ModelRunner> runner(new ModelRunner(
+      config, options, std::move(platform), std::move(backend), std::move(stages), std::move(kv)));
+  KVRELAY_ASSIGN_OR_RETURN(
+      runner->shards_,
+      runner->platform_->Build(config, checkpoint, options, runner->stages_, runner->views_));
   return runner;
 }
 
@@ -101,6 +109,7 @@ void ModelRunner::GatherRows(std::span<const StepItem> items) {
   rows_.blocks.clear();
   rows_.sequences.clear();
   rows_.logit_rows.clear();
+  bool all_logits = false;
   for (const StepItem& item : items) {
     const auto count = static_cast<uint32_t>(item.token_ids.size());
     rows_.sequences.push_back({.first_row = static_cast<uint32_t>(rows_.token_ids.size()),
@@ -114,11 +123,13 @@ void ModelRunner::GatherRows(std::span<const StepItem> items) {
       rows_.positions.push_back(position);
       rows_.blocks.push_back(item.blocks[position / block_size_ - item.prefix.size()]);
     }
-    if (item.want_logits) {
+    all_logits |= item.want_logits;
+    if (item.want_token || item.want_logits) {
       rows_.logit_rows.push_back(static_cast<uint32_t>(rows_.token_ids.size() - 1));
     }
   }
-  rows_.logits.resize(rows_.logit_rows.size() * config_.vocab_size);
+  rows_.likeliest.resize(rows_.logit_rows.size() * tp_size());
+  rows_.logits.resize(all_logits ? rows_.logit_rows.size() * config_.vocab_size : 0);
 }
 
 void ModelRunner::Report(std::span<const StepItem> items, uint32_t rank, uint32_t layers,
@@ -132,18 +143,32 @@ void ModelRunner::Report(std::span<const StepItem> items, uint32_t rank, uint32_
   }
 }
 
+// Among the ranks' candidates; ranks have ascending ids.
+uint32_t ModelRunner::LikeliestOf(size_t logit_row) const {
+  ScoredToken best = rows_.likeliest[logit_row];
+  for (uint32_t rank = 1; rank < tp_size(); ++rank) {
+    const ScoredToken& other = rows_.likeliest[rank * rows_.logit_rows.size() + logit_row];
+    const bool only_number = std::isnan(best.logit) && !std::isnan(other.logit);
+    if (other.logit > best.logit || only_number) best = other;
+  }
+  return best.id;
+}
+
 Status ModelRunner::RunStages(const StepRows& step, std::span<const StepItem> items) {
   if (stages_.size() > 1) {
     for (auto& edge : rows_.between) edge.resize(step.token_ids.size() * config_.hidden_size);
   }
+  const StepLogits logits{.likeliest = rows_.likeliest, .all = rows_.logits};
+  const bool reports =
+      std::ranges::any_of(items, [](const StepItem& item) { return !item.progress.empty(); });
   for (uint32_t index = 0; index < stages_.size(); ++index) {
     const Stage& stage = stages_[index];
     const StageEdges edges{.in = rows_.between[index % 2], .out = rows_.between[(index + 1) % 2]};
     KVRELAY_RETURN_IF_ERROR(stage.group->Run([&](uint32_t tp_rank) {
       const uint32_t rank = index * tp_size() + tp_rank;
-      return shards_[rank]->Forward(step, views_[rank], edges, rows_.logits, [&](uint32_t layers) {
-        Report(items, rank, layers, stage.layers());
-      });
+      const auto report = [&](uint32_t layers) { Report(items, rank, layers, stage.layers()); };
+      return shards_[rank]->Forward(step, edges, logits,
+                                    reports ? ModelShard::LayersWritten(report) : nullptr);
     }));
   }
   return Status::Ok();
@@ -171,9 +196,12 @@ Result<std::vector<ItemResult>> ModelRunner::Step(std::span<const StepItem> item
 
   size_t row = 0;
   for (size_t i = 0; i < items.size(); ++i) {
-    if (!items[i].want_logits) continue;
-    results[i].logits =
-        std::span<const float>(rows_.logits).subspan(row * config_.vocab_size, config_.vocab_size);
+    if (!items[i].want_token && !items[i].want_logits) continue;
+    results[i].token = LikeliestOf(row);
+    if (items[i].want_logits) {
+      results[i].logits = std::span<const float>(rows_.logits)
+                              .subspan(row * config_.vocab_size, config_.vocab_size);
+    }
     ++row;
   }
   return results;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "engine/model.h"
 #include "engine/model_config.h"
 #include "engine/pipeline.h"
+#include "engine/platform.h"
 #include "kvcache/block_pool.h"
 #include "kvcache/kv_view.h"
 #include "kvcache/lease_record.h"
@@ -40,12 +42,14 @@ struct StepItem {
   std::span<const BlockId> prefix{};      // blocks of the shared prefix
   std::span<const BlockId>
       blocks;  // its own, from token prefix.size() * block_size on; hold all of token_ids
-  bool want_logits = false;  // of its last token
+  bool want_token = false;   // the likeliest behind its last one
+  bool want_logits = false;  // the logits of its last token
   std::span<const ProgressFn* const> progress{};
 };
 
 // What a step says about one item.
 struct ItemResult {
+  std::optional<uint32_t> token;  // if it, or logits, were wanted; the lowest id of equals
   std::span<const float> logits;  // empty unless wanted; valid until the next Step
   bool relay = false;             // it ran relay attention
   std::string why;                // "prefix shared by 16", "no prefix", ...
@@ -54,12 +58,12 @@ struct ItemResult {
 // Step: one thread at a time. Everything else: any thread.
 class ModelRunner {
  public:
-  // kInvalidArgument: the model does not fit `options` (both numbers are named). kIncompatible: see
-  // ChooseAttnBackend.
+  // kInvalidArgument: the model does not fit `options` (both numbers are named), or the platform.
+  // kIncompatible: see Platform::ChooseAttnBackend.
   // kResourceExhausted: no memory for the cache (asked and available).
-  static Result<std::unique_ptr<ModelRunner>> Create(const ModelConfig& config,
-                                                     const Checkpoint& checkpoint,
-                                                     const EngineOptions& options);
+  static Result<std::unique_ptr<ModelRunner>> Create(
+      const ModelConfig& config, const Checkpoint& checkpoint, const EngineOptions& options,
+      std::shared_ptr<const Platform> platform = HostPlatform());
 
   // Results by item. kInvalidArgument for items that break their contract, before anything is
   // written. After another error the KV of the step's tokens is undefined.
@@ -83,20 +87,24 @@ class ModelRunner {
     std::vector<BlockId> blocks;
     std::vector<attention::Sequence> sequences;  // by item
     std::vector<uint32_t> logit_rows;
+    std::vector<ScoredToken> likeliest;
     std::vector<float> logits;
     std::array<std::vector<float>, 2> between;  // stages: out of one, into the next
   };
 
   ModelRunner(const ModelConfig& config, const EngineOptions& options,
-              attention::BackendChoice attn_backend, std::vector<Stage> stages, KvMemory kv);
+              std::shared_ptr<const Platform> platform, attention::BackendChoice attn_backend,
+              std::vector<Stage> stages, KvMemory kv);
   Status Check(const StepItem& item) const;
   void GatherRows(std::span<const StepItem> items);
+  uint32_t LikeliestOf(size_t logit_row) const;
   Status RunStages(const StepRows& step, std::span<const StepItem> items);
   static void Report(std::span<const StepItem> items, uint32_t rank, uint32_t layers,
                      uint32_t all_layers);
 
   const ModelConfig config_;
   const uint32_t block_size_;
+  const std::shared_ptr<const Platform> platform_;
   const attention::BackendChoice attn_backend_;
   const attention::RelayConfig relay_;
   const std::vector<Stage> stages_;

@@ -42,7 +42,10 @@ void Scheduler::PlanTokens(Sequence& sequence, uint32_t& budget, std::vector<Wor
   work.item.first_position = sequence.computed;
   work.item.prefix = sequence.prefix_blocks();
   work.item.blocks = sequence.blocks.blocks();
-  work.item.want_logits = sequence.request.kind != RequestKind::kPrefill && take == left;
+  const bool sampled = sequence.request.kind != RequestKind::kPrefill && take == left;
+  const bool greedy = sequence.request.sampling.temperature == 0;
+  work.item.want_token = sampled && greedy;
+  work.item.want_logits = sampled && !greedy;
   if (sequence.begin.progress) work.progress.push_back(&sequence.begin.progress);
   works.push_back(std::move(work));
 }
@@ -93,10 +96,12 @@ void Scheduler::ApplyTokens(Sequence& sequence, uint32_t tokens, const ItemResul
       return Finish(sequence, FinishReason::kLength, Status::Ok());
     }
   }
-  if (result.logits.empty()) return;
+  if (!result.token) return;
 
   const auto position = static_cast<uint32_t>(sequence.tokens.size());
-  const uint32_t id = Sample(result.logits, sequence.request.sampling, position);
+  const uint32_t id = result.logits.empty()
+                          ? *result.token
+                          : Sample(result.logits, sequence.request.sampling, position);
   sequence.tokens.push_back(id);
   ++counts_.generated_tokens;
   if (sequence.request.on_tokens) sequence.request.on_tokens(sequence.number, {&id, 1});

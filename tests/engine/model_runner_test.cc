@@ -88,6 +88,24 @@ TEST(ModelRunnerTest, ChunksSplitsAndLayoutsAgree) {
   }
 }
 
+// Ranks have parts of the vocabulary each; nobody reads logits where only the token is wanted.
+TEST(ModelRunnerTest, TheLikeliestTokenIsThatOfAllRanks) {
+  std::mt19937_64 random(TestSeed());
+  const std::vector<uint32_t> ids = RandomIds(random, 30);
+  const std::vector<float> logits = LogitsOf(*MakeRunner(SmallOptions(kTinyModel)), ids, 30);
+  for (const uint32_t tp : {1U, 2U, 4U}) {
+    EngineOptions options = SmallOptions(kTinyModel);
+    options.tp = tp;
+    const auto runner = MakeRunner(options);
+    const auto blocks = runner->pool()->Allocate(2);
+    const StepItem item = {.token_ids = ids, .blocks = blocks->blocks(), .want_token = true};
+    const auto results = runner->Step({&item, 1});
+    ASSERT_TRUE(results) << results.error().ToString();
+    EXPECT_TRUE(results->front().logits.empty());
+    EXPECT_EQ(results->front().token, Greedy(logits)) << "tp " << tp;
+  }
+}
+
 TEST(ModelRunnerTest, HalfPrecisionCachesAreClose) {
   std::mt19937_64 random(TestSeed());
   const std::vector<uint32_t> ids = RandomIds(random, 45);

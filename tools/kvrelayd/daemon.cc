@@ -39,7 +39,10 @@ bool AnyUnknown(const PrefillInfos& workers) {
 std::vector<agent::RankCache> Caches(const engine::ModelRunner& runner) {
   std::vector<agent::RankCache> caches;
   for (const engine::KvRank& rank : runner.ranks()) {
-    caches.push_back({.layout = rank.layout, .shard = rank.shard, .regions = {&rank.region}});
+    caches.push_back({.layout = rank.layout,
+                      .shard = rank.shard,
+                      .regions = {&rank.region},
+                      .device = rank.device});
   }
   return caches;
 }
