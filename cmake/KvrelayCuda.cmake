@@ -1,8 +1,9 @@
 # CUDA: detected and reported. The CUDA backends arrive behind headers that compile without it.
 # Sets KVRELAY_CUDA_VERSION: the toolkit's, or "off, <why>"; and KVRELAY_CUDA_ON.
 #
-# kvrelay_cuda_kernels(<target> [PORTABLE]): how the target's .cu files are compiled. Hopper's own instructions are for
-# sm_90a alone; PORTABLE sources use none and also come as PTX that any device from compute capability 8.0 on compiles.
+# kvrelay_cuda_kernels(<target> [PORTABLE [<glob>...]]): how the target's .cu files are compiled. Hopper's own instructions
+# are for sm_90a alone; PORTABLE sources (no globs: all) use none and also come as PTX that any device from compute
+# capability 8.0 on compiles. CUDA_FORCE_PTX_JIT=1 makes a Hopper machine run that PTX.
 
 set(KVRELAY_CUDA_ON OFF)
 set(KVRELAY_CUDA_VERSION "off")
@@ -37,9 +38,14 @@ elseif(NOT KVRELAY_CUDA STREQUAL "OFF")
 endif()
 
 function(kvrelay_cuda_kernels target)
+  cmake_parse_arguments(arg "" "" "PORTABLE" ${ARGN})
+  set(ptx "-gencode=arch=compute_80,code=compute_80")
   set(options -lineinfo "-gencode=arch=compute_90a,code=sm_90a")
-  if("PORTABLE" IN_LIST ARGN)
-    list(APPEND options "-gencode=arch=compute_80,code=compute_80")
+  if(arg_PORTABLE)
+    kvrelay_glob(sources SOURCES ${arg_PORTABLE})
+    set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_OPTIONS "${ptx}")
+  elseif("PORTABLE" IN_LIST ARGN)
+    list(APPEND options "${ptx}")
   endif()
   target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${options}>")
 endfunction()

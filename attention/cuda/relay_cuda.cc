@@ -7,6 +7,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "attention/cuda/carve.h"
+#include "attention/cuda/cuda_status.h"
 #include "attention/cuda/launch.h"
 
 namespace kvrelay::attention::cuda {
@@ -14,11 +16,6 @@ namespace {
 
 constexpr uint32_t kMaxRequests = 16384;
 constexpr uint32_t kMaxPrefixes = 4096;
-
-Status CudaStatus(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return Status::Ok();
-  return {Code::kInternal, std::string(what) + ": " + cudaGetErrorString(error)};
-}
 
 LaunchAttend* AttendFor(const RelayShape& shape) {
   const bool bf16 = shape.dtype == DType::kBf16;
@@ -49,22 +46,6 @@ AttendShape ShapeOf(const RelayShape& shape, uint32_t multiprocessors) {
   attend.scale_log2 = shape.scale * kLog2E;
   return attend;
 }
-
-// Hands out consecutive parts of the workspace, each on 256 bytes.
-class Carve {
- public:
-  explicit Carve(void* base) : base_(static_cast<std::byte*>(base)) {}
-  template <typename T>
-  void Take(T*& to, size_t count) {
-    to = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += (count * sizeof(T) + 255) / 256 * 256;
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  std::byte* base_;
-  size_t bytes_ = 0;
-};
 
 // The plan in `workspace`; null: only how many bytes it takes.
 Plan PlanIn(void* workspace, const AttendShape& shape, uint32_t head_dim, size_t* bytes) {
