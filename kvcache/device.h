@@ -1,5 +1,6 @@
-// A GPU as code on the host sees it: memory to be registered, peers' memory mapped, copy plans
-// carried out. Compiles without CUDA; cuda::OpenDevice makes one (kvcache/cuda/device_cuda.h).
+// A GPU as code on the host sees it: memory to be registered, peers' memory mapped, the host's
+// pinned, copy plans carried out. Compiles without CUDA; cuda::OpenDevice makes one
+// (kvcache/cuda/device_cuda.h).
 #pragma once
 
 #include <cstddef>
@@ -23,6 +24,14 @@ class DeviceMapping {
   virtual ~DeviceMapping() = default;
   virtual const std::byte* data() const = 0;
 };
+
+// Host memory whose pages stay where they are, so that a device's copies reach it at the host's own
+// addresses. The destructor ends that, when no copy uses it any more, before the memory goes.
+class PinnedHost {
+ public:
+  virtual ~PinnedHost() = default;
+};
+enum class HostAccess : uint8_t { kRead, kReadWrite };
 
 // A plan that a device is carrying out. The destructor waits until the device touches neither side
 // any more: the time of a copy.
@@ -48,6 +57,11 @@ class Device {
   // Takes tens of microseconds for each 2 MiB. kInvalidArgument for what is no such memory;
   // kIncompatible where this device cannot reach it.
   virtual Result<std::unique_ptr<DeviceMapping>> Map(UniqueFd fd, uint64_t bytes) = 0;
+
+  // Lets copies use this memory of the host, mapped whole and, for kReadWrite, writable. Takes its
+  // pages for good, and 35 to 55 ms a GiB. kRefused where this device cannot.
+  virtual Result<std::unique_ptr<PinnedHost>> Pin(std::span<const std::byte> memory,
+                                                  HostAccess access) = 0;
 
   // Begins to carry out a validated plan between memory that this device reaches. Nothing orders
   // copies that are under way at once.

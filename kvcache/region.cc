@@ -96,7 +96,8 @@ Result<MappedRegion> MappedRegion::Map(UniqueFd fd, uint64_t bytes) {
   }
   MappedRegion region;
   region.bytes_ = bytes;
-  if (!KeepsPages(fd.get())) region.populated_ = bytes;
+  region.keeps_pages_ = KeepsPages(fd.get());
+  if (!region.keeps_pages_) region.populated_ = bytes;
   KVRELAY_ASSIGN_OR_RETURN(region.mapping_, Mapping::Map(bytes, PROT_READ, MAP_SHARED, fd.get()));
   if (::madvise(region.mapping_.data(), bytes, MADV_DONTFORK) != 0) {
     return Error(SystemError("MADV_DONTFORK on a peer's region", errno));

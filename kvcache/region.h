@@ -62,11 +62,14 @@ class MappedRegion {
   // cost a page fault each 64 KiB. False when nothing is left to do: at once where pages come and
   // go (kvcache/sparse_memory.h).
   bool PopulateNext(uint64_t bytes);
+  // Else they come and go, and nothing may keep them (kvcache/sparse_memory.h).
+  bool keeps_pages() const { return keeps_pages_; }
   const std::byte* data() const;
   uint64_t bytes() const;
 
  private:
   MappedRegion() = default;
+  bool keeps_pages_ = false;
   uint64_t bytes_ = 0;
   uint64_t populated_ = 0;
   Mapping mapping_;

@@ -16,6 +16,7 @@ namespace kvrelay::transport {
 // For as long as anybody holds them. Pages are populated under its readers.
 struct MappedMemory {
   std::vector<MappedRegion> host;
+  std::vector<std::unique_ptr<PinnedHost>> pinned;  // of `host`, for our device; goes before it
   std::vector<std::unique_ptr<DeviceMapping>> device;
   std::vector<const std::byte*> bases;  // of all regions, by RegionId
   std::vector<uint64_t> bytes;

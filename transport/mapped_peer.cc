@@ -111,9 +111,7 @@ Status MappedPeer::ReceiveRegions() {
       }
     }
     if (memory_->bases.size() < spec_.region_bytes.size()) continue;
-    if (device_ != nullptr && memory_->device.empty()) {
-      return Error(Code::kIncompatible, "its regions are the host's memory, ours is a GPU's");
-    }
+    if (device_ != nullptr && memory_->device.empty()) KVRELAY_RETURN_IF_ERROR(PinRegions());
     ready_ = true;
   }
 }
@@ -140,6 +138,20 @@ Status MappedPeer::MapRegion(UniqueFd fd, uint64_t bytes, DeviceKind kind) {
       return {Code::kIncompatible, "memory of a kind that we do not know"};
   }
   memory_->bytes.push_back(bytes);
+  return {};
+}
+
+Status MappedPeer::PinRegions() {
+  for (size_t id = 0; id < memory_->host.size(); ++id) {
+    const MappedRegion& region = memory_->host[id];
+    const std::string which = "region " + std::to_string(id) + " is the host's memory";
+    if (!region.keeps_pages()) {
+      return Error(Code::kIncompatible, which + ", whose pages come and go");
+    }
+    auto pinned = device_->Pin({region.data(), region.bytes()}, HostAccess::kRead);
+    if (!pinned.has_value()) return pinned.error().Wrap(which);
+    memory_->pinned.push_back(*std::move(pinned));
+  }
   return {};
 }
 

@@ -48,6 +48,8 @@ class MappedPeer {
   void OnReady();
   Status ReceiveRegions();
   Status MapRegion(UniqueFd fd, uint64_t bytes, DeviceKind kind);
+  // Lets our device read what lies in the host's memory.
+  Status PinRegions();
   void Fail(Status status);
 
   EventLoop& loop_;

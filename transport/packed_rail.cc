@@ -46,6 +46,9 @@ class PackedRail final : public Transport, private TransferThread::Worker {
   std::string_view name() const override { return name_; }
   Style style() const override { return Style::kPacked; }
   Address LocalAddress() const override { return address_; }
+  std::string lanes() const override {
+    return options_.device == nullptr ? "" : "pinned host memory";
+  }
   Counters counters() const override;
 
   void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,
@@ -138,7 +141,12 @@ Result<std::unique_ptr<Transport>> PackedRail::Create(Options options,
   KVRELAY_ASSIGN_OR_RETURN(
       transport->thread_, TransferThread::Create("kvr-" + std::string(transport->name_), own.spin));
   KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<SlotRing> ring,
-                           SlotRing::Create(kRingSlots, own.chunk_bytes));
+                           SlotRing::Create(kRingSlots, own.chunk_bytes, own.device.get()));
+  std::unique_ptr<SlotRing> staging;
+  if (own.device != nullptr) {
+    KVRELAY_ASSIGN_OR_RETURN(staging,
+                             SlotRing::Create(kRingSlots, own.chunk_bytes, own.device.get()));
+  }
   PackedRail* self = transport.get();
   KVRELAY_ASSIGN_OR_RETURN(const std::string worker_address,
                            packed.Start(
@@ -153,9 +161,11 @@ Result<std::unique_ptr<Transport>> PackedRail::Create(Options options,
     self->control_.Deliver(std::move(done), std::move(completion));
   };
   transport->lanes_ = std::make_unique<PackedLanes>(packed);
-  transport->sender_ = std::make_unique<PackedSender>(own.regions, own.incarnation, std::move(ring),
-                                                      *transport->lanes_, own.throttle, deliver);
-  transport->receiver_ = std::make_unique<PackedReceiver>(own.regions, deliver);
+  transport->sender_ =
+      std::make_unique<PackedSender>(own.regions, own.device.get(), own.incarnation,
+                                     std::move(ring), *transport->lanes_, own.throttle, deliver);
+  transport->receiver_ =
+      std::make_unique<PackedReceiver>(own.regions, own.device.get(), std::move(staging), deliver);
   transport->thread_->Start(*transport);
   return transport;
 }
@@ -246,7 +256,7 @@ Counters PackedRail::counters() const {
           {"slots_in_use", published_.slots.load(std::memory_order_relaxed)},
           {"connections", published_.connections.load(std::memory_order_relaxed)},
           {"closing_connections", published_.closing.load(std::memory_order_relaxed)},
-          {"ring_bytes", kRingSlots * options_.chunk_bytes},
+          {"ring_bytes", (options_.device == nullptr ? 1 : 2) * kRingSlots * options_.chunk_bytes},
           {"max_bytes_per_peer", max_bytes_per_peer_}};
 }
 
@@ -256,6 +266,7 @@ TimePoint PackedRail::Work(TimePoint now) {
   bool busy = carrier_->Progress();
   AnswerPings(now);
   lanes_->Reap();
+  busy |= receiver_->LookAtUnpacking();
   busy |= sender_->Pump(now);
   TimePoint next = receiver_->Expire(now);
   next = std::min(next, sender_->Expire(now));

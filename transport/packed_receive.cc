@@ -1,14 +1,17 @@
 #include "transport/packed_receive.h"
 
 #include <algorithm>
+#include <cstring>
+#include <optional>
 #include <utility>
 
-#include "kvcache/copy_host.h"
+#include "transport/chunk_copy.h"
 
 namespace kvrelay::transport {
 
-PackedReceiver::PackedReceiver(std::span<const LocalRegion> regions, Deliver deliver)
-    : deliver_(std::move(deliver)) {
+PackedReceiver::PackedReceiver(std::span<const LocalRegion> regions, Device* device,
+                               std::unique_ptr<SlotRing> ring, Deliver deliver)
+    : deliver_(std::move(deliver)), device_(device), ring_(std::move(ring)) {
   for (const LocalRegion& region : regions) {
     local_bases_.push_back(region.data);
     local_bytes_.push_back(region.bytes);
@@ -72,18 +75,41 @@ TimePoint PackedReceiver::Expire(TimePoint now) {
 }
 
 void PackedReceiver::OnMessage(const PackedHeader& header, std::span<const std::byte> data) {
+  while (ring_ != nullptr && ring_->free() == 0) LookAtUnpacking();
   const auto it = streams_.find(header.stream);
   if (it == streams_.end() || it->second.expected.incarnation != header.sender) {
     ++dropped_;
     return;
   }
-  Stream& stream = it->second;
-  Status status = Take(stream, header, data);
+  OnUnpacked(it, Take(it->second, header, data));
+}
+
+void PackedReceiver::OnUnpacked(Streams::iterator it, const Status& status) {
+  const Stream& stream = it->second;
   if (!status.ok()) {
     Complete(it, status.Wrap(stream.expected.peer_name));
-  } else if (stream.arrived == stream.expected.plan.chunks) {
+  } else if (stream.arrived == stream.expected.plan.chunks && stream.unpacking == 0) {
     Complete(it, Status::Ok());
   }
+}
+
+bool PackedReceiver::LookAtUnpacking() {
+  for (auto it = unpacking_.begin(); it != unpacking_.end();) {
+    std::optional<Status> ended = it->copy->Ended();
+    if (!ended) {
+      ++it;
+      continue;
+    }
+    const Unpacking unpacked = std::move(*it);
+    unpacking_.erase(it);
+    ring_->Give(unpacked.slot);
+    const auto stream = streams_.find(unpacked.stream);
+    --stream->second.unpacking;
+    if (ended->ok()) stream->second.completion.bytes += unpacked.bytes;
+    OnUnpacked(stream, *ended);
+    it = unpacking_.begin();  // others of its stream may have been dropped
+  }
+  return !unpacking_.empty();
 }
 
 Status PackedReceiver::Take(Stream& stream, const PackedHeader& header,
@@ -119,17 +145,48 @@ Status PackedReceiver::Take(Stream& stream, const PackedHeader& header,
   }
   const uint64_t chunk_bytes = data.size();
   KVRELAY_RETURN_IF_ERROR(plan.Validate(std::span(&chunk_bytes, 1), local_bytes_));
-  const std::byte* source = data.data();
-  ExecuteCopy(plan, std::span(&source, 1), local_bases_);
-  stream.completion.bytes += chunk_bytes;
   stream.have[header.chunk] = true;
   ++stream.arrived;
+  return Unpack(stream, plan, data);
+}
+
+Status PackedReceiver::Unpack(Stream& stream, const CopyPlan& plan,
+                              std::span<const std::byte> data) {
+  const std::byte* source = data.data();
+  Slot* slot = nullptr;
+  if (ring_ != nullptr) {
+    if (data.size() > ring_->slot_bytes()) {
+      return Error(Code::kInternal, "a chunk of " + std::to_string(data.size()) +
+                                        " bytes, we stage at most " +
+                                        std::to_string(ring_->slot_bytes()));
+    }
+    slot = ring_->Take();
+    std::memcpy(slot->data.data(), data.data(), data.size());
+    source = slot->data.data();
+  }
+  auto copy = BeginChunkCopy(device_, plan, std::span(&source, 1), local_bases_);
+  if (!copy.has_value()) {
+    ring_->Give(slot);
+    return std::move(copy).error();
+  }
+  if (*copy == nullptr) {
+    stream.completion.bytes += data.size();
+  } else {
+    ++stream.unpacking;
+    unpacking_.push_back({stream.expected.stream, data.size(), slot, *std::move(copy)});
+  }
   return {};
 }
 
 PackedReceiver::Streams::iterator PackedReceiver::Complete(Streams::iterator it, Status status) {
   Stream stream = std::move(it->second);
   it = streams_.erase(it);
+  std::erase_if(unpacking_, [&](Unpacking& unpacking) {
+    if (unpacking.stream != stream.expected.stream) return false;
+    unpacking.copy.reset();  // waits for the device
+    ring_->Give(unpacking.slot);
+    return true;
+  });
   stream.completion.status = std::move(status);
   deliver_(std::move(stream.expected.done), std::move(stream.completion));
   return it;

@@ -4,7 +4,7 @@
 #include <numeric>
 #include <utility>
 
-#include "kvcache/copy_host.h"
+#include "transport/chunk_copy.h"
 
 namespace kvrelay::transport {
 namespace {
@@ -18,10 +18,11 @@ constexpr uint64_t kPumpBytes = 1 << 20;
 
 }  // namespace
 
-PackedSender::PackedSender(std::span<const LocalRegion> regions, Incarnation incarnation,
-                           std::unique_ptr<SlotRing> ring, PackedLanes& lanes,
-                           std::shared_ptr<Throttle> throttle, Deliver deliver)
+PackedSender::PackedSender(std::span<const LocalRegion> regions, Device* device,
+                           Incarnation incarnation, std::unique_ptr<SlotRing> ring,
+                           PackedLanes& lanes, std::shared_ptr<Throttle> throttle, Deliver deliver)
     : deliver_(std::move(deliver)),
+      device_(device),
       incarnation_(incarnation),
       ring_(std::move(ring)),
       lanes_(lanes),
@@ -72,6 +73,7 @@ void PackedSender::FailAll(const Status& status) {
 }
 
 bool PackedSender::Pump(TimePoint now) {
+  LookAtPacking(now);
   bool any = false;
   const auto may = [&](const std::shared_ptr<Stream>& stream) { return MaySend(*stream, now); };
   for (uint64_t bytes = 0; bytes < kPumpBytes && ring_->free() > 0;) {
@@ -83,13 +85,15 @@ bool PackedSender::Pump(TimePoint now) {
     any = true;
     bytes += ring_->slot_bytes();
   }
-  return any;
+  return any || !packing_.empty();
 }
 
 bool PackedSender::MaySend(const Stream& stream, TimePoint now) const {
   const Outgoing& out = stream.out;
+  const auto packing = std::ranges::count_if(
+      packing_, [&](const Packing& p) { return p.stream->out.lane == out.lane; });
   return !stream.failed && !stream.left.empty() && stream.poll_at <= now && out.lane->usable() &&
-         out.lane->in_flight() < kLaneWindow && out.done;
+         out.lane->in_flight() + static_cast<uint32_t>(packing) < kLaneWindow && out.done;
 }
 
 PackedSender::Next PackedSender::SendNext(const std::shared_ptr<Stream>& stream, TimePoint now) {
@@ -103,17 +107,22 @@ PackedSender::Next PackedSender::SendNext(const std::shared_ptr<Stream>& stream,
   if (!gate_.Begin(stream->place.priority(), piece, now)) return Next::kMustWait;
   const auto chunk = stream->left.begin() + static_cast<ptrdiff_t>(**ready);
   Slot* slot = ring_->Take();
-  if (Status status = Pack(*stream, *chunk, *slot); !status.ok()) {
+  auto copy = BeginPacking(*stream, *chunk, *slot);
+  if (!copy.has_value()) {
     ring_->Give(slot);
     gate_.End(piece, 0);
-    Stop(stream, std::move(status), now);
+    Stop(stream, std::move(copy).error(), now);
     return Next::kDid;
   }
   gate_.End(piece - slot->header.bytes, 0);
   turns_.Moved(stream->place, slot->header.bytes);
   stream->left.erase(chunk);
-  ++stream->sent;
-  Submit(stream, slot, now);
+  if (*copy == nullptr) {
+    EndPacking(stream, slot, Status::Ok(), now);
+  } else {
+    ++stream->packing;
+    packing_.push_back({stream, slot, *std::move(copy)});
+  }
   return Next::kDid;
 }
 
@@ -134,7 +143,8 @@ Result<std::optional<size_t>> PackedSender::FindReady(Stream& stream, TimePoint 
   return std::nullopt;
 }
 
-Status PackedSender::Pack(Stream& stream, uint32_t chunk, Slot& slot) {
+Result<std::unique_ptr<DeviceCopy>> PackedSender::BeginPacking(Stream& stream, uint32_t chunk,
+                                                               Slot& slot) {
   const Outgoing& out = stream.out;
   KVRELAY_ASSIGN_OR_RETURN(const CopyPlan plan, out.plan.plan_chunk(chunk));
   const uint64_t bytes = plan.bytes();
@@ -148,19 +158,58 @@ Status PackedSender::Pack(Stream& stream, uint32_t chunk, Slot& slot) {
   KVRELAY_RETURN_IF_ERROR(plan.Validate(local_bytes_, std::span(&bytes, 1)));
   std::byte* destination = slot.data.data();
   slot.header = {};
-  slot.header.before = out.record->ReadBefore();
-  ExecuteCopy(plan, local_bases_, std::span(&destination, 1));
-  slot.header.after = out.record->ReadAfter();
-  if (stream.sent == 0) stream.completion.before = slot.header.before;
-  stream.completion.after = slot.header.after;
-  if (!GuardHolds(out.plan.Want(out.want, chunk), slot.header.before, slot.header.after)) {
-    return Error(Code::kStaleRead, "the lease ended before chunk " + std::to_string(chunk) +
-                                       " of " + std::to_string(out.plan.chunks) + " was packed");
-  }
   slot.header.kind = PackedKind::kChunk;
   slot.header.chunk = chunk;
   slot.header.bytes = bytes;
-  return {};
+  slot.header.before = out.record->ReadBefore();
+  if (stream.left.size() == out.plan.chunks) stream.completion.before = slot.header.before;
+  return BeginChunkCopy(device_, plan, local_bases_, std::span(&destination, 1));
+}
+
+void PackedSender::EndPacking(const std::shared_ptr<Stream>& stream, Slot* slot, Status packed,
+                              TimePoint now) {
+  const Outgoing& out = stream->out;
+  PackedHeader& header = slot->header;
+  header.after = out.record->ReadAfter();
+  stream->completion.after = header.after;
+  if (packed.ok() &&
+      !GuardHolds(out.plan.Want(out.want, header.chunk), header.before, header.after)) {
+    packed =
+        Status(Code::kStaleRead, "the lease ended before chunk " + std::to_string(header.chunk) +
+                                     " of " + std::to_string(out.plan.chunks) + " was packed");
+  }
+  if (!packed.ok()) {
+    gate_.End(header.bytes, 0);
+    ring_->Give(slot);
+    return Stop(stream, std::move(packed), now);
+  }
+  ++stream->sent;
+  Submit(stream, slot, now);
+}
+
+void PackedSender::LookAtPacking(TimePoint now) {
+  for (auto it = packing_.begin(); it != packing_.end();) {
+    std::optional<Status> ended = it->copy->Ended();
+    if (!ended) {
+      ++it;
+      continue;
+    }
+    const Packing packed = std::move(*it);
+    packing_.erase(it);
+    --packed.stream->packing;
+    EndPacking(packed.stream, packed.slot, *std::move(ended), now);
+    it = packing_.begin();  // others of its stream may have been dropped
+  }
+}
+
+void PackedSender::DropPacking(const Stream& stream) {
+  std::erase_if(packing_, [&](Packing& packing) {
+    if (packing.stream.get() != &stream) return false;
+    packing.copy.reset();
+    gate_.End(packing.slot->header.bytes, 0);
+    ring_->Give(packing.slot);
+    return true;
+  });
 }
 
 void PackedSender::Submit(const std::shared_ptr<Stream>& stream, Slot* slot, TimePoint now) {
@@ -170,18 +219,18 @@ void PackedSender::Submit(const std::shared_ptr<Stream>& stream, Slot* slot, Tim
   header.sender = incarnation_;
   Seal(header);
   ++stream->in_flight;
-  stream->out.lane->SendSlot(slot, *ring_, now,
-                             [this, stream, bytes = header.bytes](Status status) {
-                               gate_.End(bytes, bytes);
-                               --stream->in_flight;
-                               stream->completion.bytes += bytes;
-                               if (!stream->out.done) return;  // completed already
-                               if (!status.ok()) {
-                                 stream->failed = true;
-                               } else if (stream->left.empty() && stream->in_flight == 0) {
-                                 Complete(stream, Status::Ok());
-                               }
-                             });
+  stream->out.lane->SendSlot(
+      slot, *ring_, now, [this, stream, bytes = header.bytes](Status status) {
+        gate_.End(bytes, bytes);
+        --stream->in_flight;
+        stream->completion.bytes += bytes;
+        if (!stream->out.done) return;  // completed already
+        if (!status.ok()) {
+          stream->failed = true;
+        } else if (stream->left.empty() && stream->packing == 0 && stream->in_flight == 0) {
+          Complete(stream, Status::Ok());
+        }
+      });
 }
 
 void PackedSender::Stop(const std::shared_ptr<Stream>& stream, Status status, TimePoint now) {
@@ -202,6 +251,7 @@ void PackedSender::Stop(const std::shared_ptr<Stream>& stream, Status status, Ti
 }
 
 void PackedSender::Complete(const std::shared_ptr<Stream>& stream, Status status) {
+  DropPacking(*stream);
   Completion completion = stream->completion;
   completion.status = std::move(status);
   streams_.remove(stream);

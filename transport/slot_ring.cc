@@ -6,10 +6,17 @@
 
 namespace kvrelay::transport {
 
-Result<std::unique_ptr<SlotRing>> SlotRing::Create(size_t slots, uint64_t slot_bytes) {
+Result<std::unique_ptr<SlotRing>> SlotRing::Create(size_t slots, uint64_t slot_bytes,
+                                                   Device* device) {
   KVRELAY_ASSIGN_OR_RETURN(Mapping memory, Mapping::Map(slots * slot_bytes, PROT_READ | PROT_WRITE,
                                                         MAP_PRIVATE | MAP_ANONYMOUS, -1));
-  return std::unique_ptr<SlotRing>(new SlotRing(std::move(memory), slots, slot_bytes));
+  std::unique_ptr<SlotRing> ring(new SlotRing(std::move(memory), slots, slot_bytes));
+  if (device != nullptr) {
+    KVRELAY_ASSIGN_OR_RETURN(
+        ring->pinned_,
+        device->Pin({ring->memory_.data(), ring->memory_.bytes()}, HostAccess::kReadWrite));
+  }
+  return ring;
 }
 
 SlotRing::SlotRing(Mapping memory, size_t slots, uint64_t slot_bytes)

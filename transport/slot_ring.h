@@ -1,4 +1,5 @@
-// Memory in which an owner packs chunks before they are sent.
+// Memory in which chunks lie: an owner packs them there before they are sent, a reader's device
+// unpacks them from there.
 #pragma once
 
 #include <cstddef>
@@ -9,11 +10,12 @@
 
 #include "base/mapping.h"
 #include "base/status.h"
+#include "kvcache/device.h"
 #include "transport/packed_wire.h"
 
 namespace kvrelay::transport {
 
-// One message that is being made or is on its way: nobody touches it until its send has completed.
+// One message that is being made, is on its way, or is being unpacked: nobody else touches it.
 struct Slot {
   PackedHeader header;
   std::span<std::byte> data;
@@ -22,7 +24,9 @@ struct Slot {
 // One thread.
 class SlotRing {
  public:
-  static Result<std::unique_ptr<SlotRing>> Create(size_t slots, uint64_t slot_bytes);
+  // `device`: that reaches the slots' data, outlives the ring; null: none need to.
+  static Result<std::unique_ptr<SlotRing>> Create(size_t slots, uint64_t slot_bytes,
+                                                  Device* device = nullptr);
 
   // Null when all are in use.
   Slot* Take();
@@ -35,6 +39,7 @@ class SlotRing {
   SlotRing(Mapping memory, size_t slots, uint64_t slot_bytes);
 
   const Mapping memory_;
+  std::unique_ptr<PinnedHost> pinned_;  // goes before the memory
   const uint64_t slot_bytes_;
   std::vector<Slot> slots_;
   std::vector<Slot*> free_;

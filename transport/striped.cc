@@ -154,6 +154,7 @@ class StripedTransport final : public Transport {
   std::string_view name() const override { return rails_.front()->name(); }
   Style style() const override { return Style::kPacked; }
   Address LocalAddress() const override { return address_; }
+  std::string lanes() const override { return rails_.front()->lanes(); }
   Counters counters() const override;
 
   void Connect(PeerSpec spec, TimePoint deadline, std::function<void(Result<PeerHandle>)> connected,

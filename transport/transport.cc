@@ -35,8 +35,8 @@ std::span<const TransportKind> TransportKinds() {
   static constexpr std::array<TransportKind, 4> kKinds = {
       {{.name = "mapped", .create = CreateMapped, .devices = true},
        {.name = "ucx-get", .create = CreateUcxGet, .open_ports = true},
-       {.name = "ucx-packed", .create = CreateUcxPacked, .open_ports = true},
-       {.name = "zmq-packed", .create = CreateZmqPacked, .encrypts = true}}};
+       {.name = "ucx-packed", .create = CreateUcxPacked, .open_ports = true, .devices = true},
+       {.name = "zmq-packed", .create = CreateZmqPacked, .devices = true, .encrypts = true}}};
   return kKinds;
 }
 

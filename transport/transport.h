@@ -241,7 +241,8 @@ inline constexpr uint64_t kDefaultChunkBytes = 256 << 10;
 // Settings that all transports share.
 struct Options {
   std::vector<LocalRegion> regions;  // by RegionId
-  // Where the regions are a GPU's: it carries out what is read into them. Null: all are the host's.
+  // Where the regions are a GPU's: it carries out what is read into them, and packs and unpacks
+  // chunks. Null: all are the host's.
   std::shared_ptr<Device> device;
   Executor executor;
   std::string run_dir;  // folder for Unix sockets, mode 0700
@@ -270,7 +271,7 @@ struct TransportKind {
   Result<std::unique_ptr<Transport>> (*create)(Options options) = nullptr;
   // Listens on the data network for anybody who reaches it.
   bool open_ports = false;
-  // Moves between GPUs' memory as well.
+  // Moves from and to GPUs' memory as well.
   bool devices = false;
   // Encrypts, which costs most of the speed: chosen by itself only where there are keys.
   bool encrypts = false;

@@ -95,7 +95,7 @@ Status CopyLane::Start(std::span<const LongRun> runs) {
 #else
   for (const LongRun& run : runs) {
     KVRELAY_RETURN_IF_ERROR(
-        CudaStatus(cudaMemcpyAsync(run.dst, run.src, run.bytes, cudaMemcpyDeviceToDevice, stream_),
+        CudaStatus(cudaMemcpyAsync(run.dst, run.src, run.bytes, cudaMemcpyDefault, stream_),
                    "copying a long run"));
   }
   return {};

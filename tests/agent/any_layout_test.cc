@@ -1,6 +1,7 @@
 // Engines whose caches have little in common pull from each other over real sockets and transports:
-// shards, kinds of layers with blocks of their own, windows, block sizes, layouts. Every element
-// that comes is the one that was sent, and nothing else is written.
+// shards, kinds of layers with blocks of their own, windows, block sizes, layouts, and memory of
+// the host or of a device, which nobody but the device touches. Every element that comes is the one
+// that was sent, and nothing else is written.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -134,13 +135,28 @@ struct Rank {
   std::vector<std::unique_ptr<Region>> regions;
 };
 
+// How bytes get from owner to reader, and whose memory is a device's.
+struct Way {
+  std::string name;
+  std::string transport;
+  bool owner_device = false;
+  bool reader_device = false;
+};
+const std::vector<Way>& Ways() {
+  static const std::vector<Way> ways = {
+      {"Mapped", "mapped", false, false},        {"UcxPacked", "ucx-packed", false, false},
+      {"MappedOnADevice", "mapped", true, true}, {"UcxPackedOnADevice", "ucx-packed", true, true},
+      {"HostToDevice", "auto", false, true},     {"DeviceToHost", "auto", true, false}};
+  return ways;
+}
+
 // One engine's agents over its ranks.
 class Side : public TestEngine {
  public:
-  Side(const Model& model, const Shape& shape, const std::string& transport,
+  Side(const Model& model, const Shape& shape, const std::string& transport, bool on_device,
        const std::string& run_dir)
       : TestEngine(kBlocksOfAKind), model(model), shape(shape) {
-    if (transport == "device") device = std::make_shared<tests::FakeDevice>();
+    if (on_device) device = std::make_shared<tests::FakeDevice>();
     std::vector<RankCache> caches;
     uint32_t begin = 0;
     for (const uint32_t count : shape.stages) {
@@ -156,12 +172,17 @@ class Side : public TestEngine {
     }
     EngineAgentOptions options;
     options.block_size = shape.block_size[0];
-    options.transport = device == nullptr ? transport : "auto";
+    options.transport = transport;
     options.run_dir = run_dir;
     options.chunk_bytes = 1024;  // many chunks of little data
     Start(std::move(options), caches);
   }
   ~Side() { Stop(); }
+
+  // Whether this test looks at the KV, or leaves it to its device.
+  void Touch(bool may) const {
+    if (device != nullptr) device->LetHostTouch(may);
+  }
 
   // Blocks for tokens [first, end), in windows from `window_from` on.
   HeldTables Take(uint32_t first, uint32_t end, uint32_t window_from) {
@@ -221,17 +242,25 @@ void Store(DType dtype, float value, std::byte* to) {
   ConvertRun(DType::kFp32, reinterpret_cast<const std::byte*>(&value), dtype, to, 1, 1);
 }
 
-class AnyLayout : public TransportsTest {
+class AnyLayout : public testing::TestWithParam<Way> {
  protected:
+  Side Owner(const Model& model, const Shape& shape) const {
+    return {model, shape, GetParam().transport, GetParam().owner_device, folder_.path()};
+  }
+  Side Reader(const Model& model, const Shape& shape) const {
+    return {model, shape, GetParam().transport, GetParam().reader_device, folder_.path()};
+  }
   // Tokens [first, end) from the one to the other, followed while their progress comes.
   void Check(const Model& model, const Shape& of_owner, const Shape& of_reader, uint32_t first,
              uint32_t end) {
-    Side owner(model, of_owner, GetParam(), folder_.path());
-    Side reader(model, of_reader, GetParam(), folder_.path());
+    Side owner = Owner(model, of_owner);
+    Side reader = Reader(model, of_reader);
     const uint32_t window_from = model.window > 0 && end > model.window ? end - model.window : 0;
     HeldTables blocks = owner.Take(first, end, window_from);
     owner.ForEach(blocks.tables(), first, end, of_owner.scales,
                   [&](std::byte* at, float value) { Store(of_owner.dtype, value, at); });
+    owner.Touch(false);
+    reader.Touch(false);
     OfferRequest offer;
     offer.blocks = std::move(blocks);
     offer.first_token = first;
@@ -272,6 +301,7 @@ class AnyLayout : public TransportsTest {
     const bool scales_go = of_owner.scales != Scales::kNone && of_reader.scales == Scales::kNone;
     EXPECT_EQ(done.loads[0].second->cast, of_owner.dtype != of_reader.dtype || scales_go);
 
+    reader.Touch(true);
     // Everything that came is right. Set back to the pattern, nothing else is left.
     uint64_t wrong = 0;
     reader.ForEach(tables, first, end, of_owner.scales, [&](std::byte* at, float value) {
@@ -290,6 +320,8 @@ class AnyLayout : public TransportsTest {
       }
     }
   }
+
+  const tests::TempDir folder_;
 };
 
 TEST_P(AnyLayout, BlocksThatAreNoMultiplesOfEachOther) {
@@ -328,8 +360,7 @@ TEST_P(AnyLayout, ScalesThatComeWithTheRequest) {
 }
 
 TEST_P(AnyLayout, AnOfferWithoutTheScalesThatItsCacheNeedsIsRefused) {
-  Side owner({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerHead}, GetParam(),
-             folder_.path());
+  Side owner = Owner({}, {.tp = 2, .dtype = DType::kInt8, .scales = Scales::kPerHead});
   const auto refusal = [&](std::vector<KvScales> scales) {
     OfferRequest offer;
     offer.blocks = owner.Take(0, 20, 0);
@@ -376,8 +407,8 @@ TEST_P(AnyLayout, AllOfItTogether) {
 TEST_P(AnyLayout, AnotherModelIsRefusedWithBothSidesValues) {
   Model other;
   other.heads[0] = 8;
-  Side owner({}, {}, GetParam(), folder_.path());
-  Side reader(other, {}, GetParam(), folder_.path());
+  Side owner = Owner({}, {});
+  Side reader = Reader(other, {});
   OfferRequest offer;
   offer.blocks = owner.Take(0, 20, 0);
   offer.tokens = 20;
@@ -390,13 +421,8 @@ TEST_P(AnyLayout, AnotherModelIsRefusedWithBothSidesValues) {
   }
 }
 
-std::string WayName(const testing::TestParamInfo<std::string>& way) {
-  if (way.param == "device") return "MappedOnADevice";
-  return way.param == "mapped" ? "Mapped" : "UcxPacked";
-}
-
-INSTANTIATE_TEST_SUITE_P(Transports, AnyLayout, testing::Values("mapped", "ucx-packed", "device"),
-                         WayName);
+INSTANTIATE_TEST_SUITE_P(Transports, AnyLayout, testing::ValuesIn(Ways()),
+                         [](const auto& way) { return way.param.name; });
 
 }  // namespace
 }  // namespace kvrelay::agent

@@ -29,7 +29,8 @@ class Engine {
   static constexpr uint64_t kBlockBytes = 4096;
 
   // `device`: of its KV; null: the host's.
-  Engine(const std::string& run_dir, transport::Caps caps, std::shared_ptr<Device> device) {
+  Engine(const std::string& run_dir, transport::Caps caps, std::shared_ptr<Device> device)
+      : device_(device) {
     const KvShard shard = KvShard::Make(1, 1, 1, 0).value();
     const KvLayout layout =
         KvLayout::Dense(KvFormat::kNhd, DType::kFp32, 1, 1, 32, kBlockSize, kBlocks);
@@ -84,6 +85,7 @@ class Engine {
   std::shared_ptr<BlockPool> pool = BlockPool::Create(kBlocks);
 
  private:
+  const std::shared_ptr<Device> device_;  // outlives the KV
   std::optional<Region> kv_;
   SystemPrefixStore prefixes_{1};
 

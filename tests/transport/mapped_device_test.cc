@@ -32,6 +32,7 @@ class MappedDeviceTest : public OwnerTest {
   std::unique_ptr<Node> MakeNode() {
     return std::make_unique<Node>("mapped", dir_.path(), kKvBytes, [this](Options& options) {
       options.regions[kKv].device = DeviceKind::kCuda;
+      device_->Adopt(options.regions[kKv].data, kKvBytes);
       options.device = device_;
       options.throttle = throttle_;
     });
@@ -204,10 +205,29 @@ TEST_F(MappedDeviceTest, DestructionWaitsForTheDevice) {
   EXPECT_EQ(done->status.code(), Code::kCancelled);
 }
 
-TEST_F(MappedDeviceTest, MemoryOfTwoKindsDoesNotMeet) {
+TEST_F(MappedDeviceTest, ReadsTheHostsMemoryOnceItIsPinned) {
+  auto host = std::make_unique<Node>("mapped", dir_.path(), kKvBytes);
+  host->Fill(2);
+  host->StartLease(3);
+  const auto peer = reader_->Connect(host->Spec("host"));
+  ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+  EXPECT_EQ(device_->pinned(), 2U) << "KV and records";
+  const Completion completion = Read(*reader_, *peer, Contiguous(0, kKvBytes), Node::guard(3));
+  ASSERT_TRUE(completion.status.ok()) << completion.status.ToString();
+  EXPECT_TRUE(GuardHolds(Lease(host->Spec(""), 3), completion.before, completion.after));
+  EXPECT_EQ(reader_->FirstWrong(2, kKvBytes), std::nullopt);
+  EXPECT_EQ(device_->ended(), 1U);
+  host.reset();
+  EXPECT_TRUE(reader_->control().RunUntil([&] { return device_->pinned() == 0; }))
+      << "an ended owner's memory is let go";
+}
+
+TEST_F(MappedDeviceTest, SaysWhyMemoryOfTwoKindsDoesNotMeet) {
   Node host("mapped", dir_.path(), kKvBytes);
   EXPECT_THAT(WhyNot(host, owner_->Spec("owner")), HasSubstr("region 0: it is a GPU's memory"));
-  EXPECT_THAT(WhyNot(*reader_, host.Spec("host")), HasSubstr("host's memory, ours is a GPU's"));
+  device_->RefuseToPin();
+  EXPECT_THAT(WhyNot(*reader_, host.Spec("host")),
+              HasSubstr("region 0 is the host's memory: fake:0 cannot pin"));
 }
 
 }  // namespace

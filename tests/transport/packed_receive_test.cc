@@ -26,7 +26,7 @@ class PackedReceiverTest : public testing::Test {
   PackedReceiverTest()
       : memory_(kChunk * kChunks, std::byte{0x5a}),
         region_{memory_.data(), memory_.size(), -1},
-        receiver_(std::span(&region_, 1),
+        receiver_(std::span(&region_, 1), nullptr, nullptr,
                   [](const Done& done, Completion completion) { done(std::move(completion)); }) {}
 
   void Expect(StreamId stream, OpId op = 1, PeerHandle peer = 1) {
