@@ -147,13 +147,14 @@ void AttendChunk(const Operation& op, const KeyRun& run, uint32_t kv_head, uint3
 
 void WriteRows(const Operation& op, const RowItem& item, uint32_t kv_head,
                const SoftmaxState& state) {
+  const float v_scale = op.kv.VScale(op.layer, kv_head);
   uint32_t packed = 0;
   for (const RowSegment& segment : item.segments) {
     for (uint32_t i = 0; i < segment.rows; ++i) {
       const size_t first_head = op.FirstHead(segment.first_row + i, kv_head);
       for (uint32_t g = 0; g < op.group; ++g, ++packed) {
         item.lse[first_head + g] =
-            state.Finish(packed, op.dim, item.out + (first_head + g) * op.dim);
+            state.Finish(packed, op.dim, v_scale, item.out + (first_head + g) * op.dim);
       }
     }
   }
@@ -181,7 +182,7 @@ void Execute(const Operation& op, const RowItem& item, const Unit& unit) {
   const uint32_t end = PackRows(op, item, unit.kv_head, packed);
   const RowBlock block{.rows = rows,
                        .head_dim = op.dim,
-                       .scale = op.scale,
+                       .scale = op.scale * op.kv.KScale(op.layer, unit.kv_head),
                        .soft_cap = op.kind.soft_cap,
                        .begin = packed.begin,
                        .end = packed.end,

@@ -4,7 +4,9 @@
 // Shapes: Q and O are fp32, row-major [rows][query heads of this rank][head_dim]; rows of one
 // sequence are consecutive tokens. LSE is fp32 [rows][query heads], natural log of the sum of
 // exp(logits); -inf where a row sees no key. Query head h uses KV head h / (query_heads /
-// kv_heads). Logits are scaled by `scale` (normally 1/sqrt(head_dim)). All arithmetic is fp32.
+// kv_heads). Logits are scaled by `scale` (normally 1/sqrt(head_dim)). All arithmetic is fp32. The
+// cache may have any dtype: stored numbers are widened as they are, and scales that they have
+// (KvLayout::scales) act on dot products and results.
 //
 // MLA (a layout without V) is the same with absorbed queries: a token's one row holds its latent
 // and its rotated key; Q's rows are [W_UK^T q_nope, q_rope], the scale is that of the unabsorbed

@@ -11,11 +11,12 @@ namespace {
 constexpr KindSet kAllKinds = {.window = true, .soft_cap = true, .alibi = true, .mla = true};
 
 const std::vector<BackendTraits>& AllTraits() {
-  const std::vector<DType> wide = {DType::kFp32, DType::kFp16, DType::kBf16};
+  const std::vector<DType> all = {DType::kFp32,    DType::kFp16,    DType::kBf16,
+                                  DType::kFp8E4m3, DType::kFp8E5m2, DType::kInt8};
   static const auto* traits =
-      new std::vector<BackendTraits>{{Backend::kRelay, "relay_attn", kAllKinds, wide},
-                                     {Backend::kPaged, "paged_attn", kAllKinds, wide},
-                                     {Backend::kNaive, "naive_attn", kAllKinds, wide}};
+      new std::vector<BackendTraits>{{Backend::kRelay, "relay_attn", kAllKinds, all},
+                                     {Backend::kPaged, "paged_attn", kAllKinds, all},
+                                     {Backend::kNaive, "naive_attn", kAllKinds, all}};
   return *traits;
 }
 

@@ -41,7 +41,7 @@ double AttendRow(const KvView& kv, uint32_t layer, const Sequence& sequence, con
     const std::byte* k = kv.K(layer, block_of(position), row.kv_head, position % layout.block_size);
     double dot = 0;
     for (uint32_t d = 0; d < dim; ++d) dot += double{q[d]} * Widen(layout.dtype, k, d);
-    logits[position] = row.Logit(dot, position);
+    logits[position] = row.Logit(dot * kv.KScale(layer, row.kv_head), position);
     largest = std::fmax(largest, logits[position]);
   }
   std::vector<double> sum(dim, 0.0);
@@ -54,7 +54,8 @@ double AttendRow(const KvView& kv, uint32_t layer, const Sequence& sequence, con
     total += weight;
   }
   const bool empty = row.begin == row.end;
-  for (uint32_t d = 0; d < dim; ++d) out[d] = empty ? 0.0F : static_cast<float>(sum[d] / total);
+  const double factor = kv.VScale(layer, row.kv_head) / total;
+  for (uint32_t d = 0; d < dim; ++d) out[d] = empty ? 0.0F : static_cast<float>(sum[d] * factor);
   return empty ? largest : largest + std::log(total);
 }
 

@@ -46,14 +46,14 @@ void SoftmaxState::Add(const SoftmaxState& later) const {
   }
 }
 
-float SoftmaxState::Finish(uint32_t row, uint32_t head_dim, float* out) const {
+float SoftmaxState::Finish(uint32_t row, uint32_t head_dim, float v_scale, float* out) const {
   if (l[row] == 0.0F) {
     std::fill_n(out, head_dim, 0.0F);
     return kNegInf;
   }
-  const float inverse = 1.0F / l[row];
+  const float factor = v_scale / l[row];
   const float* from = acc + size_t{row} * padded_dim;
-  for (uint32_t d = 0; d < head_dim; ++d) out[d] = from[d] * inverse;
+  for (uint32_t d = 0; d < head_dim; ++d) out[d] = from[d] * factor;
   return m[row] + std::log(l[row]);
 }
 

@@ -22,9 +22,9 @@ struct SoftmaxState {
   void Clear() const;
   // Adds the state of keys that come later. Rounds, so the order matters: in order of position.
   void Add(const SoftmaxState& later) const;
-  // The attention output of one row (head_dim floats) and, returned, its log-sum-exp. No key: zeros
-  // and -inf.
-  float Finish(uint32_t row, uint32_t head_dim, float* out) const;
+  // The attention output of one row (head_dim floats), where a stored v means v * v_scale, and,
+  // returned, its log-sum-exp. No key: zeros and -inf.
+  float Finish(uint32_t row, uint32_t head_dim, float v_scale, float* out) const;
 };
 
 }  // namespace kvrelay::attention

@@ -36,6 +36,26 @@ Result<KvCacheKind> KvCacheKindFromName(std::string_view name) {
                "kv_cache = " + std::string(name) + " is not one of paged, virtual");
 }
 
+std::string_view KvScalingName(KvScaling scaling) {
+  switch (scaling) {
+    case KvScaling::kHead:
+      return "head";
+    case KvScaling::kTensor:
+      return "tensor";
+    case KvScaling::kNone:
+      return "none";
+  }
+  return "head";
+}
+
+Result<KvScaling> KvScalingFromName(std::string_view name) {
+  for (const KvScaling scaling : {KvScaling::kHead, KvScaling::kTensor, KvScaling::kNone}) {
+    if (name == KvScalingName(scaling)) return scaling;
+  }
+  return Error(Code::kInvalidArgument,
+               "kv_scales = " + std::string(name) + " is not one of head, tensor, none");
+}
+
 Status EngineOptions::Validate() const {
   const auto in_range = [](const char* flag, uint64_t value, uint64_t min, uint64_t max) -> Status {
     if (value >= min && value <= max) return Status::Ok();
@@ -47,10 +67,6 @@ Status EngineOptions::Validate() const {
   if (kv_layout != KvFormat::kNhd && kv_layout != KvFormat::kHnd) {
     return {Code::kInvalidArgument, "kv_layout = " + std::string(KvFormatName(kv_layout)) +
                                         ": Llama models keep K and V (nhd, hnd)"};
-  }
-  if (kv_dtype && SizeOf(*kv_dtype) < 2) {
-    return {Code::kInvalidArgument, "kv_dtype = " + std::string(DTypeName(*kv_dtype)) +
-                                        ": the reference engine keeps fp32, fp16 or bf16"};
   }
   KVRELAY_RETURN_IF_ERROR(in_range("tp", tp, 1, 64));
   KVRELAY_RETURN_IF_ERROR(in_range("pp", pp, 1, 64));

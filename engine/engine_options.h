@@ -24,6 +24,12 @@ enum class KvCacheKind : uint8_t { kPaged, kVirtual };
 std::string_view KvCacheKindName(KvCacheKind kind);  // "paged", "virtual"
 Result<KvCacheKind> KvCacheKindFromName(std::string_view name);
 
+// Scales of a cache of one byte a number: for each KV head of a layer's K and V, for each of these
+// tensors, or none.
+enum class KvScaling : uint8_t { kHead, kTensor, kNone };
+std::string_view KvScalingName(KvScaling scaling);  // "head", "tensor", "none"
+Result<KvScaling> KvScalingFromName(std::string_view name);
+
 struct EngineOptions {
   std::string model_dir;
   uint32_t tp = 1;                  // tensor-parallel ranks, each a thread
@@ -33,6 +39,7 @@ struct EngineOptions {
   uint64_t kv_page_bytes = uint64_t{64} << 10;  // of kVirtual: a power of two to 2 MiB
   KvFormat kv_layout = KvFormat::kNhd;          // kNhd or kHnd
   std::optional<DType> kv_dtype;       // nothing: "auto", the arithmetic's dtype: fp32 on the CPU
+  KvScaling kv_scales = KvScaling::kHead;  // of fp8 and int8; measured at start
   uint32_t block_size = 16;            // tokens
   uint32_t kv_blocks = 1024;           // of each rank; used when kv_bytes is 0
   uint64_t kv_bytes = 0;               // of all ranks together: as many whole blocks as fit

@@ -2,20 +2,18 @@
 
 #include <cstring>
 
-#include "engine/half.h"
+#include "kvcache/convert.h"
 
 namespace kvrelay::engine {
 namespace {
 
-void StoreRow(DType dtype, const float* from, uint32_t count, std::byte* to) {
+void StoreRow(DType dtype, const float* from, uint32_t count, float scale, std::byte* to) {
+  const auto* const bytes = reinterpret_cast<const std::byte*>(from);
   if (dtype == DType::kFp32) {
-    std::memcpy(to, from, count * sizeof(float));
+    std::memcpy(to, bytes, count * sizeof(float));
     return;
   }
-  for (uint32_t i = 0; i < count; ++i) {
-    const uint16_t bits = dtype == DType::kFp16 ? HalfFromFloat(from[i]) : Bf16FromFloat(from[i]);
-    std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
-  }
+  ConvertRun(DType::kFp32, bytes, dtype, to, count, 1.0F / scale);
 }
 
 }  // namespace
@@ -25,8 +23,11 @@ void WriteKv(const KvView& kv, uint32_t layer, BlockId block, uint32_t token, co
   const KvLayout& layout = kv.layout();
   for (uint32_t head = 0; head < layout.kv_heads; ++head) {
     const size_t first = size_t{head} * layout.head_dim;
-    StoreRow(layout.dtype, k + first, layout.head_dim, kv.K(layer, block, head, token));
-    StoreRow(layout.dtype, v + first, layout.head_dim, kv.V(layer, block, head, token));
+    StoreRow(layout.dtype, k + first, layout.head_dim, kv.KScale(layer, head),
+             kv.K(layer, block, head, token));
+    if (!layout.has_v()) continue;
+    StoreRow(layout.dtype, v + first, layout.head_dim, kv.VScale(layer, head),
+             kv.V(layer, block, head, token));
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/cpu.h"
 #include "base/parallel.h"
+#include "engine/kv_scales.h"
 
 namespace kvrelay::engine {
 namespace {
@@ -16,6 +17,8 @@ attention::RelayConfig RelayConfigFor(RelayMode mode, attention::Backend backend
   if (mode == RelayMode::kOn) config.min_sharers = 1;
   return config;
 }
+
+KvView ViewOf(const KvRank& rank) { return {rank.layout, {rank.region.data()}}; }
 
 // What `relay` means for each item.
 void Explain(const attention::RelayConfig& config, const attention::RelayMetadata& relay,
@@ -47,9 +50,31 @@ ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options
       relay_(RelayConfigFor(options.relay, attn_backend_.backend)),
       stages_(std::move(stages)),
       kv_(std::move(kv)) {
-  for (const KvRank& rank : kv_.ranks) {
-    views_.emplace_back(rank.layout, std::vector<std::byte*>{rank.region.data()});
-  }
+  for (const KvRank& rank : kv_.ranks) views_.push_back(ViewOf(rank));
+}
+
+// The sample runs on an fp32 cache that is there for as long.
+Status ModelRunner::ScaleCaches(const EngineOptions& options) {
+  const std::vector<uint32_t> ids = SampleTokens(config_);
+  const auto tokens = static_cast<uint32_t>(ids.size());
+  EngineOptions wide = options;
+  wide.kv_dtype = DType::kFp32;
+  wide.kv_cache = KvCacheKind::kPaged;
+  wide.kv_blocks = (tokens + block_size_ - 1) / block_size_;
+  wide.kv_bytes = 0;
+  KVRELAY_ASSIGN_OR_RETURN(KvMemory sample, KvMemory::Allocate(config_, wide, stages_, *platform_));
+  KVRELAY_ASSIGN_OR_RETURN(const BlockTable blocks, sample.pool->Allocate(wide.kv_blocks));
+  // Shards refer to the views: other values, the same objects.
+  std::swap(kv_, sample);
+  std::ranges::transform(kv_.ranks, views_.begin(), ViewOf);
+  const StepItem item{.token_ids = ids, .blocks = blocks.blocks()};
+  if (const auto results = Step({&item, 1}); !results) return results.error();
+  std::swap(kv_, sample);
+  const std::vector<KvScales> scales =
+      MeasureScales(sample.ranks, blocks.blocks(), tokens, *options.kv_dtype, options.kv_scales);
+  for (size_t rank = 0; rank < scales.size(); ++rank) kv_.ranks[rank].layout.scales = scales[rank];
+  std::ranges::transform(kv_.ranks, views_.begin(), ViewOf);
+  return Status::Ok();
 }
 
 Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& config,
@@ -71,6 +96,7 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelConfig& conf
   KVRELAY_ASSIGN_OR_RETURN(
       runner->shards_,
       runner->platform_->Build(config, checkpoint, options, runner->stages_, runner->views_));
+  if (WantsScales(options)) KVRELAY_RETURN_IF_ERROR(runner->ScaleCaches(options));
   return runner;
 }
 

@@ -95,6 +95,8 @@ class ModelRunner {
   ModelRunner(const ModelConfig& config, const EngineOptions& options,
               std::shared_ptr<const Platform> platform, attention::BackendChoice attn_backend,
               std::vector<Stage> stages, KvMemory kv);
+  // Measures the scales of caches that want some (engine/kv_scales.h).
+  Status ScaleCaches(const EngineOptions& options);
   Status Check(const StepItem& item) const;
   void GatherRows(std::span<const StepItem> items);
   uint32_t LikeliestOf(size_t logit_row) const;
@@ -108,7 +110,7 @@ class ModelRunner {
   const attention::BackendChoice attn_backend_;
   const attention::RelayConfig relay_;
   const std::vector<Stage> stages_;
-  const KvMemory kv_;
+  KvMemory kv_;  // does not change once it has its scales
   std::vector<KvView> views_;  // by rank
   ModelShards shards_;         // by rank
   Rows rows_;

@@ -90,12 +90,14 @@ TEST(GetAttnBackend, AllServeWindowsSoftCapsAndBiases) {
   EXPECT_THAT(choice->why, HasSubstr("best of 3, bf16 cache, causal, window, soft_cap, alibi"));
 }
 
-TEST(GetAttnBackend, CachesOfOneByteAreRefusedWithWhatIsRead) {
-  BackendRequest request = Plain();
-  request.cache_dtype = DType::kInt8;
-  const auto choice = GetAttnBackend(request);
-  ASSERT_FALSE(choice.has_value());
-  EXPECT_THAT(choice.error().message(), HasSubstr("int8 cache: reads fp32, fp16, bf16"));
+TEST(GetAttnBackend, CachesOfOneByteAreServed) {
+  for (const DType dtype : {DType::kFp8E4m3, DType::kFp8E5m2, DType::kInt8}) {
+    BackendRequest request = Plain();
+    request.cache_dtype = dtype;
+    const auto choice = GetAttnBackend(request);
+    ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
+    EXPECT_THAT(choice->why, HasSubstr(std::string(DTypeName(dtype)) + " cache"));
+  }
 }
 
 TEST(Backend, TraitsAreInTheOrderOfTheNames) {

@@ -107,7 +107,7 @@ TEST(AttentionKinds, RandomBatchesEqualTheOracle) {
   constexpr uint32_t kGroups[] = {1, 2, 3, 4, 8};
   for (int round = 0; round < 12; ++round) {
     CacheShape shape;
-    shape.dtype = static_cast<DType>(random() % 3);
+    DrawNumbers(shape, random);
     shape.format = random() % 2 == 0 ? KvFormat::kNhd : KvFormat::kHnd;
     shape.kv_heads = static_cast<uint32_t>(1 + random() % 3);
     shape.head_dim = kDims[random() % std::size(kDims)];

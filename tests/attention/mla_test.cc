@@ -20,9 +20,12 @@ TEST(Mla, RandomBatchesEqualTheOracle) {
   };
   constexpr Heads kHeads[] = {{576, 16}, {72, 5}, {40, 128}};
   for (const Heads& heads : kHeads) {
-    for (const DType dtype : {DType::kFp32, DType::kBf16}) {
-      const CacheShape shape{
-          .dtype = dtype, .format = KvFormat::kMla, .head_dim = heads.row, .num_blocks = 128};
+    for (const DType dtype : {DType::kFp32, DType::kBf16, DType::kFp8E4m3, DType::kInt8}) {
+      const CacheShape shape{.dtype = dtype,
+                             .format = KvFormat::kMla,
+                             .head_dim = heads.row,
+                             .num_blocks = 128,
+                             .scaled = SizeOf(dtype) == 1};
       SCOPED_TRACE(shape.ToString());
       PagedCase test(shape, random());
       const auto& prefix = test.AddPrefix(9);

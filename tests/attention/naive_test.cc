@@ -49,22 +49,41 @@ TEST(NaiveAttention, QueryHeadsShareTheirGroupsKvHead) {
 }
 
 TEST(Widen, HalfPrecisionKnownValues) {
-  EXPECT_EQ(WidenFp16(0x0000), 0.0F);
-  EXPECT_EQ(WidenFp16(0x0001), 0x1p-24F);
-  EXPECT_EQ(WidenFp16(0x03FF), 1023 * 0x1p-24F);
-  EXPECT_EQ(WidenFp16(0x0400), 0x1p-14F);
-  EXPECT_EQ(WidenFp16(0x3C00), 1.0F);
-  EXPECT_EQ(WidenFp16(0x3555), 0.333251953125F);
-  EXPECT_EQ(WidenFp16(0xC000), -2.0F);
-  EXPECT_EQ(WidenFp16(0x7BFF), 65504.0F);
-  EXPECT_EQ(WidenFp16(0x7C00), std::numeric_limits<float>::infinity());
-  EXPECT_EQ(WidenFp16(0xFC00), -std::numeric_limits<float>::infinity());
-  EXPECT_TRUE(std::isnan(WidenFp16(0x7C01)));
+  const auto fp16 = [](uint16_t bits) {
+    return Widen(DType::kFp16, reinterpret_cast<const std::byte*>(&bits), 0);
+  };
+  EXPECT_EQ(fp16(0x0000), 0.0F);
+  EXPECT_EQ(fp16(0x0001), 0x1p-24F);
+  EXPECT_EQ(fp16(0x03FF), 1023 * 0x1p-24F);
+  EXPECT_EQ(fp16(0x0400), 0x1p-14F);
+  EXPECT_EQ(fp16(0x3C00), 1.0F);
+  EXPECT_EQ(fp16(0x3555), 0.333251953125F);
+  EXPECT_EQ(fp16(0xC000), -2.0F);
+  EXPECT_EQ(fp16(0x7BFF), 65504.0F);
+  EXPECT_EQ(fp16(0x7C00), std::numeric_limits<float>::infinity());
+  EXPECT_EQ(fp16(0xFC00), -std::numeric_limits<float>::infinity());
+  EXPECT_TRUE(std::isnan(fp16(0x7C01)));
 }
 
 TEST(Widen, BrainFloatIsTheUpperHalf) {
   const uint16_t bits = 0xC049;  // -3.140625
   EXPECT_EQ(Widen(DType::kBf16, reinterpret_cast<const std::byte*>(&bits), 0), -3.140625F);
+}
+
+TEST(Widen, BytesKnownValues) {
+  const auto widen = [](DType dtype, uint8_t bits) {
+    return Widen(dtype, reinterpret_cast<const std::byte*>(&bits), 0);
+  };
+  EXPECT_EQ(widen(DType::kFp8E4m3, 0x01), 0x1p-9F);
+  EXPECT_EQ(widen(DType::kFp8E4m3, 0xB8), -1.0F);
+  EXPECT_EQ(widen(DType::kFp8E4m3, 0x7E), 448.0F);
+  EXPECT_TRUE(std::isnan(widen(DType::kFp8E4m3, 0x7F)));
+  EXPECT_EQ(widen(DType::kFp8E5m2, 0x01), 0x1p-16F);
+  EXPECT_EQ(widen(DType::kFp8E5m2, 0xC1), -2.5F);
+  EXPECT_EQ(widen(DType::kFp8E5m2, 0x7B), 57344.0F);
+  EXPECT_EQ(widen(DType::kFp8E5m2, 0x7C), std::numeric_limits<float>::infinity());
+  EXPECT_EQ(widen(DType::kInt8, 0x80), -128.0F);
+  EXPECT_EQ(widen(DType::kInt8, 0x7F), 127.0F);
 }
 
 }  // namespace

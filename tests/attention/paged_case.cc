@@ -10,11 +10,20 @@
 #include <numeric>
 
 #include "base/parallel.h"
+#include "kvcache/convert.h"
 
 namespace kvrelay::attention {
 namespace {
 
-KvLayout MakeLayout(const CacheShape& shape) {
+// Such that numbers of the size of 1 use much of what one byte can hold.
+std::vector<float> RandomScales(size_t count, std::mt19937_64& random) {
+  std::uniform_real_distribution<float> scale(0.03F, 0.06F);
+  std::vector<float> scales(count);
+  std::ranges::generate(scales, [&] { return scale(random); });
+  return scales;
+}
+
+KvLayout MakeLayout(const CacheShape& shape, std::mt19937_64& random) {
   KvLayout layout;
   layout.dtype = shape.dtype;
   layout.format = shape.format;
@@ -36,12 +45,18 @@ KvLayout MakeLayout(const CacheShape& shape) {
     if (shape.format == KvFormat::kMla) continue;
     layout.v.push_back({1, layer * layout.block_stride * shape.num_blocks});
   }
+  if (shape.scaled) {
+    const size_t count = size_t{shape.layers} * (shape.per_head ? shape.kv_heads : 1);
+    layout.scales.per_head = shape.per_head;
+    layout.scales.k = RandomScales(count, random);
+    if (layout.has_v()) layout.scales.v = RandomScales(count, random);
+  }
   return layout;
 }
 
 size_t RegionBytes(const CacheShape& shape) {
-  const KvLayout layout = MakeLayout(shape);
-  return layout.block_stride * shape.num_blocks * shape.layers;
+  const size_t row = size_t{shape.head_dim + shape.gap} * SizeOf(shape.dtype);
+  return row * shape.kv_heads * shape.block_size * shape.num_blocks * shape.layers;
 }
 
 }  // namespace
@@ -49,33 +64,34 @@ size_t RegionBytes(const CacheShape& shape) {
 std::string CacheShape::ToString() const {
   return std::string(DTypeName(dtype)) + " " + std::string(KvFormatName(format)) + ", " +
          std::to_string(kv_heads) + " KV heads of " + std::to_string(head_dim) + ", blocks of " +
-         std::to_string(block_size) + ", gap " + std::to_string(gap);
+         std::to_string(block_size) + ", gap " + std::to_string(gap) +
+         (!scaled    ? ""
+          : per_head ? ", a scale for each head"
+                     : ", a scale for each layer");
+}
+
+void DrawNumbers(CacheShape& shape, std::mt19937_64& random) {
+  shape.dtype = static_cast<DType>(random() % 6);
+  shape.scaled = random() % 2 == 0;
+  shape.per_head = random() % 2 == 0;
 }
 
 void StoreElement(DType dtype, std::byte* row, uint32_t index, float value) {
-  if (dtype == DType::kFp32) {
-    std::memcpy(row + size_t{index} * 4, &value, sizeof(value));
+  std::byte* const to = row + size_t{index} * SizeOf(dtype);
+  if (dtype == DType::kFp32) {  // infinities stay
+    std::memcpy(to, &value, sizeof(value));
     return;
   }
-  const auto bits = std::bit_cast<uint32_t>(value);
-  auto half = static_cast<uint16_t>(bits >> 16);
-  if (dtype == DType::kFp16) {
-    const float magnitude = std::fabs(value);
-    half = static_cast<uint16_t>((bits >> 16) & 0x8000);
-    half |= magnitude < 0x1p-14F
-                ? static_cast<uint16_t>(magnitude * 0x1p24F)
-                : static_cast<uint16_t>((((bits >> 23) & 255) - 112) << 10 | ((bits >> 13) & 1023));
-  }
-  std::memcpy(row + size_t{index} * 2, &half, sizeof(half));
+  ConvertRun(DType::kFp32, reinterpret_cast<const std::byte*>(&value), dtype, to, 1, 1.0F);
 }
 
-// All bits set is a NaN in each of the types.
+// All bits set is a NaN in each of the types that have one.
 PagedCase::PagedCase(const CacheShape& shape, uint64_t seed)
     : shape_(shape),
       random_(seed),
       k_memory_(RegionBytes(shape), std::byte{0xFF}),
       v_memory_(RegionBytes(shape), std::byte{0xFF}),
-      view_(MakeLayout(shape), {k_memory_.data(), v_memory_.data()}),
+      view_(MakeLayout(shape, random_), {k_memory_.data(), v_memory_.data()}),
       free_(shape.num_blocks) {
   std::iota(free_.begin(), free_.end(), 0);
   std::ranges::shuffle(free_, random_);
@@ -96,9 +112,11 @@ void PagedCase::FillTokens(const std::vector<BlockId>& blocks, uint32_t tokens) 
       const uint32_t slot = token % shape_.block_size;
       for (uint32_t head = 0; head < shape_.kv_heads; ++head) {
         for (uint32_t d = 0; d < shape_.head_dim; ++d) {
-          StoreElement(shape_.dtype, view_.K(layer, block, head, slot), d, normal(random_));
+          StoreElement(shape_.dtype, view_.K(layer, block, head, slot), d,
+                       normal(random_) / view_.KScale(layer, head));
           if (view_.layout().has_v()) {
-            StoreElement(shape_.dtype, view_.V(layer, block, head, slot), d, normal(random_));
+            StoreElement(shape_.dtype, view_.V(layer, block, head, slot), d,
+                         normal(random_) / view_.VScale(layer, head));
           }
         }
       }

@@ -21,7 +21,7 @@ uint32_t Pick(const uint32_t (&values)[kCount], std::mt19937_64& random) {
 
 CacheShape RandomShape(std::mt19937_64& random) {
   CacheShape shape;
-  shape.dtype = static_cast<DType>(random() % 3);
+  DrawNumbers(shape, random);
   shape.format = random() % 2 == 0 ? KvFormat::kNhd : KvFormat::kHnd;
   shape.kv_heads = static_cast<uint32_t>(1 + random() % 3);
   shape.head_dim = Pick(kDims, random);

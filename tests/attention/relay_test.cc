@@ -18,7 +18,7 @@ TEST(RelayAttention, RandomBatchesEqualPagedAndTheOracle) {
   constexpr uint32_t kBlockSizes[] = {8, 16, 32};
   for (int round = 0; round < 12; ++round) {
     CacheShape shape;
-    shape.dtype = static_cast<DType>(random() % 3);
+    DrawNumbers(shape, random);
     shape.format = random() % 2 == 0 ? KvFormat::kNhd : KvFormat::kHnd;
     shape.kv_heads = static_cast<uint32_t>(1 + random() % 2);
     shape.head_dim = kDims[random() % std::size(kDims)];
@@ -56,7 +56,7 @@ TEST(RelayAttention, RandomTreesEqualPagedAndTheOracle) {
   constexpr uint32_t kWindows[] = {0, 0, 1, 20, 100};
   for (int round = 0; round < 12; ++round) {
     CacheShape shape;
-    shape.dtype = static_cast<DType>(random() % 3);
+    DrawNumbers(shape, random);
     shape.kv_heads = static_cast<uint32_t>(1 + random() % 2);
     shape.head_dim = random() % 2 == 0 ? 64 : 24;
     shape.block_size = 8;

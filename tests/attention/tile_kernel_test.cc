@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -31,7 +32,7 @@ TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
   SCOPED_TRACE("KVRELAY_SEED=" + std::to_string(Seed()));
   std::normal_distribution<float> normal;
   for (int round = 0; round < 60; ++round) {
-    const auto dtype = static_cast<DType>(random() % 3);
+    const auto dtype = static_cast<DType>(random() % 6);
     const auto dim = static_cast<uint32_t>(1 + random() % 100);
     const auto rows = static_cast<uint32_t>(1 + random() % 20);
     const auto count = static_cast<uint32_t>(1 + random() % kTileKeys);
@@ -105,7 +106,7 @@ TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
         for (uint32_t d = 0; d < dim; ++d) want[d] += weight * Widen(dtype, tile.v[i], d);
       }
       std::vector<float> out(dim);
-      const float lse = state.Finish(r, dim, out.data());
+      const float lse = state.Finish(r, dim, 1.0F, out.data());
       if (sees == 0) {
         EXPECT_EQ(lse, -std::numeric_limits<float>::infinity());
       } else {
@@ -119,22 +120,27 @@ TEST_P(TileKernelTest, RandomTilesEqualTheOracle) {
   }
 }
 
-// With a single key the output is its V row itself: all values that two bytes can hold, each
+// With a single key the output is its V row itself: all values that one or two bytes can hold, each
 // exactly.
-TEST_P(TileKernelTest, WidensEveryHalfExactly) {
-  for (const DType dtype : {DType::kFp16, DType::kBf16}) {
+TEST_P(TileKernelTest, WidensEveryNumberExactly) {
+  for (const DType dtype :
+       {DType::kFp16, DType::kBf16, DType::kFp8E4m3, DType::kFp8E5m2, DType::kInt8}) {
     constexpr uint32_t kDim = 256;
     const std::vector<uint16_t> zeros(kDim);
     const std::vector<float> q(kDim);
     const uint32_t visible = 1;
-    for (uint32_t first = 0; first < 65536; first += kDim) {
-      std::vector<uint16_t> values(kDim);
-      for (uint32_t d = 0; d < kDim; ++d) values[d] = static_cast<uint16_t>(first + d);
+    const uint32_t bytes = SizeOf(dtype);
+    for (uint32_t first = 0; first < 1U << (8 * bytes); first += kDim) {
+      std::vector<std::byte> values(size_t{kDim} * bytes);
+      for (uint32_t d = 0; d < kDim; ++d) {
+        const uint32_t bits = first + d;
+        std::memcpy(values.data() + size_t{d} * bytes, &bits, bytes);  // little-endian
+      }
       KeyTile tile;
       tile.count = 1;
       tile.dtype = dtype;
       tile.k[0] = reinterpret_cast<const std::byte*>(zeros.data());
-      tile.v[0] = reinterpret_cast<const std::byte*>(values.data());
+      tile.v[0] = values.data();
       Scratch memory;
       const auto state = SoftmaxState::In(memory.Reserve(SoftmaxState::Floats(1, kDim)), 1, kDim);
       state.Clear();

@@ -66,8 +66,12 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
       "pages of a virtual cache, from 64KiB to 2MiB");
   AddNamed(flags, "kv_layout", "nhd|hnd", KvFormatName(o->kv_layout), &o->kv_layout,
            KvFormatFromName, "order inside a cache block: token before head, or head before token");
-  AddNamed(flags, "kv_dtype", "auto|fp32|fp16|bf16", "auto", &o->kv_dtype, KvDTypeFromName,
+  AddNamed(flags, "kv_dtype", "auto|fp32|fp16|bf16|fp8_e4m3|fp8_e5m2|int8", "auto", &o->kv_dtype, KvDTypeFromName,
            "type of the cache's values; auto is the arithmetic's");
+  AddNamed(flags, "kv_scales", "head|tensor|none", engine::KvScalingName(o->kv_scales),
+           &o->kv_scales, engine::KvScalingFromName,
+           "scales of an fp8 or int8 cache, for each KV head or each layer's K and V, measured at "
+           "start");
   flags.Whole("block_size", &o->block_size, 1, proto::kMaxBlockSize, "tokens in a cache block");
   flags.Custom(
       "kv_blocks", "N|SIZE", std::to_string(o->kv_blocks),
