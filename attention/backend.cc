@@ -14,7 +14,8 @@ const std::vector<BackendTraits>& AllTraits() {
   const std::vector<DType> all = {DType::kFp32,    DType::kFp16,    DType::kBf16,
                                   DType::kFp8E4m3, DType::kFp8E5m2, DType::kInt8};
   static const auto* traits =
-      new std::vector<BackendTraits>{{Backend::kRelay, "relay_attn", kAllKinds, all},
+      new std::vector<BackendTraits>{{Backend::kMla, "mla_attn", kAllKinds, all, true, true},
+                                     {Backend::kRelay, "relay_attn", kAllKinds, all, false, true},
                                      {Backend::kPaged, "paged_attn", kAllKinds, all},
                                      {Backend::kNaive, "naive_attn", kAllKinds, all}};
   return *traits;
@@ -31,6 +32,7 @@ std::string Names(const std::vector<DType>& dtypes) {
 std::optional<std::string> WhyNot(Backend backend, const BackendRequest& request) {
   const BackendTraits& traits = TraitsOf(backend);
   const KindSet& asked = request.kinds;
+  if (traits.mla_only && !asked.mla) return "serves MLA only";
   if (asked.mla && !traits.kinds.mla) return "knows no MLA";
   if (asked.mla && request.kv_heads != 1) {
     return "MLA has one latent head, not " + std::to_string(request.kv_heads);

@@ -24,9 +24,11 @@ struct KindSet {
 };
 
 // Best first.
-enum class Backend : uint8_t { kRelay = 0, kPaged = 1, kNaive = 2 };
-inline constexpr std::array kBackends = {Backend::kRelay, Backend::kPaged, Backend::kNaive};
-std::string_view BackendName(Backend backend);  // "relay_attn", "paged_attn", "naive_attn"
+enum class Backend : uint8_t { kMla = 0, kRelay = 1, kPaged = 2, kNaive = 3 };
+inline constexpr std::array kBackends = {Backend::kMla, Backend::kRelay, Backend::kPaged,
+                                         Backend::kNaive};
+// "mla_attn", "relay_attn", "paged_attn", "naive_attn"
+std::string_view BackendName(Backend backend);
 // kInvalidArgument lists the names that exist.
 Result<Backend> BackendFromName(std::string_view name);
 
@@ -36,6 +38,8 @@ struct BackendTraits {
   std::string_view name;
   KindSet kinds;
   std::vector<DType> cache_dtypes;
+  bool mla_only = false;
+  bool relays = false;  // reads shared prefixes once for all, where relay is enabled
 };
 const BackendTraits& TraitsOf(Backend backend);
 

@@ -27,7 +27,7 @@ constexpr uint32_t PaddedDim(uint32_t head_dim) { return (head_dim + 15) / 16 * 
 struct KeyTile {
   uint32_t first = 0;
   uint32_t count = 0;
-  DType dtype = DType::kFp32;  // scales are not the tile's business
+  DType dtype = DType::kFp32;          // scales are not the tile's business
   const std::byte* k[kTileKeys] = {};  // plain arrays: see tile_kernel_avx2.cc
   const std::byte* v[kTileKeys] = {};
 };

@@ -37,12 +37,11 @@ inline Vec LoadBf16(const uint16_t* p) {
 
 // By way of fp16, whose exponent is one bit longer and based 8 higher; 0x7F is the type's NaN.
 inline Vec LoadFp8E4m3(const uint8_t* p) {
-  const __m128i bytes =
-      _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m128i bytes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   const __m128i magnitude = _mm_and_si128(bytes, _mm_set1_epi16(0x7F));
   const __m128i sign = _mm_and_si128(bytes, _mm_set1_epi16(INT16_MIN));
-  const __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)),
-                                    _mm_set1_epi16(0x7C00));
+  const __m128i nan =
+      _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)), _mm_set1_epi16(0x7C00));
   const __m128i half = _mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), nan), sign);
   return _mm256_cvtph_ps(half) * 256.0F;
 }

@@ -40,8 +40,7 @@ inline Vec LoadBf16(const uint16_t* p) {
 
 // By way of fp16, whose exponent is one bit longer and based 8 higher; 0x7F is the type's NaN.
 inline Vec LoadFp8E4m3(const uint8_t* p) {
-  const __m256i bytes =
-      _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i bytes = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   const __m256i magnitude = _mm256_and_si256(bytes, _mm256_set1_epi16(0x7F));
   const __m256i sign = _mm256_and_si256(bytes, _mm256_set1_epi16(INT16_MIN));
   const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7F));
@@ -52,8 +51,7 @@ inline Vec LoadFp8E4m3(const uint8_t* p) {
 
 // The upper byte of an fp16.
 inline Vec LoadFp8E5m2(const uint8_t* p) {
-  const __m256i bytes =
-      _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm512_maskz_cvtph_ps(0xFFFF, _mm256_slli_epi16(bytes, 8));
 }
 

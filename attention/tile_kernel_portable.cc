@@ -38,9 +38,7 @@ inline Vec LoadFp8E4m3(const uint8_t* p) { return WidenFloat<7, 3, 0x7F>(LoadBit
 inline Vec LoadFp8E5m2(const uint8_t* p) { return WidenFloat<7, 2, 0x7C>(LoadBits(p)); }
 inline Vec LoadInt8(const int8_t* p) { return __builtin_convertvector(LoadBits(p), Vec); }
 
-inline Vec LoadBf16(const uint16_t* p) {
-  return (Vec)(LoadBits(p) << 16);
-}
+inline Vec LoadBf16(const uint16_t* p) { return (Vec)(LoadBits(p) << 16); }
 
 }  // namespace
 }  // namespace kvrelay::attention

@@ -1,5 +1,5 @@
-// One element of a cache row as the number that is stored, without its scale. The plain way; kernels
-// widen whole vectors.
+// One element of a cache row as the number that is stored, without its scale. The plain way;
+// kernels widen whole vectors.
 #pragma once
 
 #include <cstddef>

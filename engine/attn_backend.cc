@@ -14,7 +14,7 @@ Result<attention::BackendChoice> ChooseAttnBackend(const ModelConfig& config,
        .kv_heads = KvHeads::Split(config.num_kv_heads, options.tp, 0).count,
        .cache_dtype = options.kv_dtype.value_or(DType::kFp32),
        .block_size = options.block_size,
-       .kinds = {.window = !config.windows.empty()},
+       .kinds = {.window = !config.windows.empty(), .mla = config.mla.has_value()},
        .relay_enabled = options.relay != RelayMode::kOff,
        .wanted = options.attn_backend});
 }

@@ -38,18 +38,18 @@ struct EngineOptions {
   KvCacheKind kv_cache = KvCacheKind::kPaged;
   uint64_t kv_page_bytes = uint64_t{64} << 10;  // of kVirtual: a power of two to 2 MiB
   KvFormat kv_layout = KvFormat::kNhd;          // kNhd or kHnd
-  std::optional<DType> kv_dtype;       // nothing: "auto", the arithmetic's dtype: fp32 on the CPU
+  std::optional<DType> kv_dtype;  // nothing: "auto", the arithmetic's dtype: fp32 on the CPU
   KvScaling kv_scales = KvScaling::kHead;  // of fp8 and int8; measured at start
-  uint32_t block_size = 16;            // tokens
-  uint32_t kv_blocks = 1024;           // of each rank; used when kv_bytes is 0
-  uint64_t kv_bytes = 0;               // of all ranks together: as many whole blocks as fit
-  int threads = 0;                     // 0: as many as the process may use; shared by all ranks
-  uint32_t max_batch = 64;             // requests that run at the same time
-  uint32_t max_queue = 256;            // requests that wait
-  uint32_t max_prompt_tokens = 0;      // 0: what the model's context allows
-  uint32_t prefill_chunk = 256;        // prompt tokens per step, of all requests together
-  RelayMode relay = RelayMode::kAuto;  // kOn: also for a single request
-  std::string attn_backend;            // "paged_attn"; empty: the best that can serve the model
+  uint32_t block_size = 16;                // tokens
+  uint32_t kv_blocks = 1024;               // of each rank; used when kv_bytes is 0
+  uint64_t kv_bytes = 0;                   // of all ranks together: as many whole blocks as fit
+  int threads = 0;                         // 0: as many as the process may use; shared by all ranks
+  uint32_t max_batch = 64;                 // requests that run at the same time
+  uint32_t max_queue = 256;                // requests that wait
+  uint32_t max_prompt_tokens = 0;          // 0: what the model's context allows
+  uint32_t prefill_chunk = 256;            // prompt tokens per step, of all requests together
+  RelayMode relay = RelayMode::kAuto;      // kOn: also for a single request
+  std::string attn_backend;                // "paged_attn"; empty: the best that can serve the model
   uint32_t max_cached_system_prompts = 100;
   // What is kept of answered conversations for their next turns, without system prompts; 0: nothing
   uint32_t conversation_blocks = 0;

@@ -12,10 +12,15 @@ namespace {
 
 std::string RankName(size_t rank) { return "kvrelay-kv-" + std::to_string(rank); }
 
+// A latent row is the same in either layout.
+KvFormat FormatFor(const ModelConfig& config, const EngineOptions& options) {
+  return config.mla ? KvFormat::kMla : options.kv_layout;
+}
+
 // How the ranks' blocks look when they are all there from the start.
 KvLayout DenseLayout(const ModelConfig& config, const EngineOptions& options, const KvShard& shard,
                      uint32_t num_blocks) {
-  return KvLayout::Dense(options.kv_layout, options.kv_dtype.value_or(DType::kFp32),
+  return KvLayout::Dense(FormatFor(config, options), options.kv_dtype.value_or(DType::kFp32),
                          shard.layer_count, shard.head_count, config.head_dim, options.block_size,
                          num_blocks);
 }
@@ -63,7 +68,7 @@ Status AllocateVirtual(const ModelConfig& config, const EngineOptions& options,
          .page_size = options.kv_page_bytes,
          .block_size = block_size,
          .megacache = options.kv_layout == KvFormat::kNhd,
-         .format = options.kv_layout});
+         .format = FormatFor(config, options)});
   }
   KVRELAY_ASSIGN_OR_RETURN(const std::vector<VirtualLayout> layouts, VirtualLayout::Make(shapes));
   std::vector<VirtualKvCache::Rank> ranks;

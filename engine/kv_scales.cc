@@ -112,7 +112,8 @@ std::vector<KvScales> MeasureScales(std::span<const KvRank> ranks, std::span<con
         } else {
           float of_all = 0;
           for (auto it = largest.lower_bound({layer, v, 0});
-               it != largest.end() && std::get<0>(it->first) == layer && std::get<1>(it->first) == v;
+               it != largest.end() && std::get<0>(it->first) == layer &&
+               std::get<1>(it->first) == v;
                ++it) {
             of_all = std::fmax(of_all, it->second);
           }

@@ -6,25 +6,16 @@
 #include <utility>
 
 #include "base/parallel.h"
-#include "engine/kv_write.h"
 #include "engine/llama_weights.h"
 #include "engine/matrix.h"
+#include "engine/mla_weights.h"
+#include "engine/rms_norm.h"
 #include "engine/rope.h"
 #include "engine/sampler.h"
+#include "engine/self_attention.h"
 
 namespace kvrelay::engine {
 namespace {
-
-// Rows per range of the element-wise passes.
-constexpr size_t kRowGrain = 16;
-
-void RmsNorm(const float* x, const std::vector<float>& weight, double eps, float* out) {
-  double squares = 0;
-  for (size_t i = 0; i < weight.size(); ++i) squares += double{x[i]} * x[i];
-  const auto scale =
-      static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(weight.size()) + eps));
-  for (size_t i = 0; i < weight.size(); ++i) out[i] = weight[i] * (x[i] * scale);
-}
 
 // gate <- silu(gate) * up
 void SwiGlu(float* gate, const float* up, size_t count) {
@@ -33,14 +24,11 @@ void SwiGlu(float* gate, const float* up, size_t count) {
 
 class LlamaShard final : public ModelShard {
  public:
-  LlamaShard(const ModelConfig& config, LlamaSplit split, LlamaWeights weights, TpGroup& group,
-             const KvView& kv)
-      : config_(config),
-        split_(split),
-        weights_(std::move(weights)),
-        group_(group),
-        kv_(kv),
-        inverse_frequencies_(InverseFrequencies(config.rope, config.head_dim)) {}
+  static Result<std::unique_ptr<ModelShard>> Load(const ModelConfig& config,
+                                                  const Checkpoint& checkpoint,
+                                                  const LlamaSplit& split,
+                                                  std::shared_ptr<const Matrix> embedding,
+                                                  TpGroup& group, const KvView& kv);
 
   Status Forward(const StepRows& step, const StageEdges& edges, const StepLogits& logits,
                  const LayersWritten& layers_written) override;
@@ -50,22 +38,21 @@ class LlamaShard final : public ModelShard {
   struct Buffers {
     std::vector<float> x;  // residual stream
     std::vector<float> normed;
-    std::vector<float> qkv;
-    std::vector<float> q;
-    std::vector<float> attended;
-    std::vector<float> lse;
     std::vector<float> gate_up;
     std::vector<float> activated;
     std::vector<float> update;  // what a sub-layer adds to x
     std::vector<float> logits;  // [logit_rows][columns of this rank]
   };
 
+  LlamaShard(const ModelConfig& config, LlamaSplit split, LlamaWeights weights, TpGroup& group)
+      : config_(config),
+        split_(split),
+        weights_(std::move(weights)),
+        group_(group),
+        inverse_frequencies_(InverseFrequencies(config.rope, config.rope_dim())) {}
   void Resize(size_t rows);
   void Embed(const StepRows& step);
   void NormRows(const std::vector<float>& weight, size_t rows);
-  void NormHeads(const std::vector<float>& weight, float* heads, uint32_t count) const;
-  void RotateAndStore(const StepRows& step, const RopeTable& rope, uint32_t layer);
-  void Attend(const StepRows& step, uint32_t layer);
   void FeedForward(const LlamaLayer& layer, size_t rows);
   // x += the sum of all ranks' `update`.
   Status AddUpdate();
@@ -75,21 +62,15 @@ class LlamaShard final : public ModelShard {
   const LlamaSplit split_;
   const LlamaWeights weights_;
   TpGroup& group_;
-  const KvView& kv_;
   const std::vector<float> inverse_frequencies_;
+  std::unique_ptr<SelfAttention> attention_;
   Buffers buffers_;
 };
 
 void LlamaShard::Resize(size_t rows) {
   Buffers& b = buffers_;
-  const size_t q = size_t{split_.query_heads} * config_.head_dim;
-  const size_t kv = size_t{split_.kv.head_count} * config_.head_dim;
   b.x.resize(rows * config_.hidden_size);
   b.normed.resize(rows * config_.hidden_size);
-  b.qkv.resize(rows * (q + 2 * kv));
-  b.q.resize(rows * q);
-  b.attended.resize(rows * q);
-  b.lse.resize(rows * split_.query_heads);
   b.gate_up.resize(rows * 2 * split_.intermediate);
   b.activated.resize(rows * split_.intermediate);
   b.update.resize(rows * config_.hidden_size);
@@ -111,46 +92,6 @@ void LlamaShard::NormRows(const std::vector<float>& weight, size_t rows) {
               buffers_.normed.data() + row * hidden);
     }
   });
-}
-
-void LlamaShard::NormHeads(const std::vector<float>& weight, float* heads, uint32_t count) const {
-  if (weight.empty()) return;
-  for (uint32_t head = 0; head < count; ++head, heads += weight.size()) {
-    RmsNorm(heads, weight, config_.rms_norm_eps, heads);
-  }
-}
-
-void LlamaShard::RotateAndStore(const StepRows& step, const RopeTable& rope, uint32_t layer) {
-  const size_t q = size_t{split_.query_heads} * config_.head_dim;
-  const size_t kv_width = size_t{split_.kv.head_count} * config_.head_dim;
-  const uint32_t block_size = kv_.layout().block_size;
-  ParallelFor(step.token_ids.size(), kRowGrain, [&](size_t begin, size_t end) {
-    for (size_t row = begin; row < end; ++row) {
-      float* from = buffers_.qkv.data() + row * (q + 2 * kv_width);
-      NormHeads(weights_.layers[layer].q_norm, from, split_.query_heads);
-      NormHeads(weights_.layers[layer].k_norm, from + q, split_.kv.head_count);
-      rope.Rotate(row, from, split_.query_heads + split_.kv.head_count);
-      std::copy(from, from + q, buffers_.q.data() + row * q);
-      WriteKv(kv_, layer, step.blocks[row], step.positions[row] % block_size, from + q,
-              from + q + kv_width);
-    }
-  });
-}
-
-void LlamaShard::Attend(const StepRows& step, uint32_t layer) {
-  const attention::Batch batch = {
-      .sequences = step.sequences,
-      .query_heads = split_.query_heads,
-      .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
-      .kind = {.window = config_.window(split_.kv.layer_begin + layer)}};
-  if (step.naive) {
-    attention::NaiveAttention(kv_, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
-  } else if (step.relay != nullptr) {
-    attention::RelayAttention(kv_, layer, batch, *step.relay, buffers_.q, buffers_.attended,
-                              buffers_.lse);
-  } else {
-    attention::PagedAttention(kv_, layer, batch, buffers_.q, buffers_.attended, buffers_.lse);
-  }
 }
 
 void LlamaShard::FeedForward(const LlamaLayer& layer, size_t rows) {
@@ -182,7 +123,7 @@ void LlamaShard::Logits(const StepRows& step, const StepLogits& out) {
             config_.rms_norm_eps, buffers_.normed.data() + i * hidden);
   }
   buffers_.logits.resize(rows * columns);
-  MultiplyTransposed(buffers_.normed.data(), rows, hidden, weights_.head, columns,
+  MultiplyTransposed({buffers_.normed.data(), rows, hidden, hidden}, weights_.head, columns,
                      buffers_.logits.data(), columns);
   for (size_t i = 0; i < rows; ++i) {
     const auto row = std::span<const float>(buffers_.logits).subspan(i * columns, columns);
@@ -208,11 +149,9 @@ Status LlamaShard::Forward(const StepRows& step, const StageEdges& edges, const 
   for (uint32_t i = 0; i < split_.kv.layer_count; ++i) {
     const LlamaLayer& layer = weights_.layers[i];
     NormRows(layer.input_norm, rows);
-    layer.qkv.Apply(b.normed.data(), rows, b.qkv.data());
-    RotateAndStore(step, rope, i);
+    attention_->Store(step, rope, i, b.normed.data());
     if (layers_written) layers_written(i + 1);
-    Attend(step, i);
-    layer.o.Apply(b.attended.data(), rows, b.update.data());
+    attention_->Attend(step, i, b.update.data());
     KVRELAY_RETURN_IF_ERROR(AddUpdate());
     NormRows(layer.post_norm, rows);
     FeedForward(layer, rows);
@@ -226,6 +165,25 @@ Status LlamaShard::Forward(const StepRows& step, const StageEdges& edges, const 
   return Status::Ok();
 }
 
+Result<std::unique_ptr<ModelShard>> LlamaShard::Load(const ModelConfig& config,
+                                                     const Checkpoint& checkpoint,
+                                                     const LlamaSplit& split,
+                                                     std::shared_ptr<const Matrix> embedding,
+                                                     TpGroup& group, const KvView& kv) {
+  KVRELAY_ASSIGN_OR_RETURN(LlamaWeights weights,
+                           LoadLlamaWeights(config, checkpoint, split, std::move(embedding)));
+  std::unique_ptr<LlamaShard> shard(new LlamaShard(config, split, std::move(weights), group));
+  if (config.mla) {
+    KVRELAY_ASSIGN_OR_RETURN(std::vector<MlaLayer> layers,
+                             LoadMlaWeights(config, checkpoint, split));
+    shard->attention_ = MakeMlaAttention(shard->config_, shard->split_, std::move(layers), kv);
+  } else {
+    shard->attention_ =
+        MakeGroupedAttention(shard->config_, shard->split_, shard->weights_.layers, kv);
+  }
+  return std::unique_ptr<ModelShard>(std::move(shard));
+}
+
 }  // namespace
 
 Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& checkpoint,
@@ -237,11 +195,10 @@ Result<ModelShards> BuildLlama(const ModelConfig& config, const Checkpoint& chec
     TpGroup& group = *stage.group;
     ModelShards of_stage(group.size());
     KVRELAY_RETURN_IF_ERROR(group.Run([&](uint32_t rank) -> Status {
-      KVRELAY_ASSIGN_OR_RETURN(LlamaSplit split, LlamaSplit::Make(config, stage, rank));
-      KVRELAY_ASSIGN_OR_RETURN(LlamaWeights weights,
-                               LoadLlamaWeights(config, checkpoint, split, embedding));
-      of_stage[rank] = std::make_unique<LlamaShard>(config, split, std::move(weights), group,
-                                                    caches[shards.size() + rank]);
+      KVRELAY_ASSIGN_OR_RETURN(const LlamaSplit split, LlamaSplit::Make(config, stage, rank));
+      KVRELAY_ASSIGN_OR_RETURN(of_stage[rank],
+                               LlamaShard::Load(config, checkpoint, split, embedding, group,
+                                                caches[shards.size() + rank]));
       return Status::Ok();
     }));
     std::ranges::move(of_stage, std::back_inserter(shards));

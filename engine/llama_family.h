@@ -31,6 +31,7 @@ struct LlamaFamily {
   bool mlp_bias;  // knows this switch
   bool qk_norm;
   Windows windows;
+  bool mla;  // instead of KV heads
 
   // The member of that name; for names that nobody has, Llama itself.
   static const LlamaFamily& OfArchitecture(std::string_view name);

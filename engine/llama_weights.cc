@@ -5,50 +5,10 @@
 #include <utility>
 
 #include "engine/model.h"
+#include "engine/read_linear.h"
 
 namespace kvrelay::engine {
 namespace {
-
-// Rows [begin, begin + count) of a weight matrix into `out` (column-parallel).
-Status ReadRows(const Checkpoint& checkpoint, const std::string& name, uint64_t all_rows,
-                uint64_t columns, uint64_t begin, uint64_t count, std::span<float> out) {
-  return checkpoint.ReadMatrix(
-      name, all_rows, columns,
-      {.row_begin = begin, .rows = count, .column_begin = 0, .columns = columns}, out);
-}
-
-// Of the outputs or inputs of a linear layer those that a rank has.
-struct Part {
-  uint64_t all;
-  uint64_t begin;
-  uint64_t count;
-};
-
-// A part of a layer's outputs, to the outputs of `out` from `first` on (column-parallel).
-Status ReadOutputs(const Checkpoint& checkpoint, const std::string& name, const Part& outputs,
-                   size_t first, Linear& out) {
-  KVRELAY_RETURN_IF_ERROR(ReadRows(checkpoint, name + ".weight", outputs.all, out.weights.columns,
-                                   outputs.begin, outputs.count,
-                                   out.weights.Rows(first, outputs.count)));
-  if (out.bias.empty()) return Status::Ok();
-  std::vector<float> bias(outputs.all);
-  KVRELAY_RETURN_IF_ERROR(checkpoint.ReadVector(name + ".bias", bias));
-  std::copy_n(bias.begin() + static_cast<ptrdiff_t>(outputs.begin), outputs.count,
-              out.bias.begin() + static_cast<ptrdiff_t>(first));
-  return Status::Ok();
-}
-
-// A part of a layer's inputs (row-parallel).
-Result<Linear> ReadInputs(const Checkpoint& checkpoint, const std::string& name, uint64_t outputs,
-                          const Part& inputs, bool with_bias) {
-  Linear out(outputs, inputs.count, with_bias);
-  KVRELAY_RETURN_IF_ERROR(checkpoint.ReadMatrix(
-      name + ".weight", outputs, inputs.all,
-      {.row_begin = 0, .rows = outputs, .column_begin = inputs.begin, .columns = inputs.count},
-      out.weights.values));
-  if (with_bias) KVRELAY_RETURN_IF_ERROR(checkpoint.ReadVector(name + ".bias", out.bias));
-  return out;
-}
 
 Part QueryHeads(const ModelConfig& config, const LlamaSplit& split) {
   const uint64_t dim = config.head_dim;
@@ -76,31 +36,32 @@ Result<Linear> ReadGateUp(const ModelConfig& config, const Checkpoint& checkpoin
   return out;
 }
 
-Status ReadNorm(const Checkpoint& checkpoint, const std::string& name, uint32_t width,
-                std::vector<float>& out) {
-  out.resize(width);
-  return checkpoint.ReadVector(name, out);
+Status ReadAttention(const ModelConfig& config, const Checkpoint& checkpoint,
+                     const std::string& prefix, const LlamaSplit& split, LlamaLayer& layer) {
+  if (config.qk_norm) {
+    KVRELAY_RETURN_IF_ERROR(
+        ReadNorm(checkpoint, prefix + "q_norm.weight", config.head_dim, layer.q_norm));
+    KVRELAY_RETURN_IF_ERROR(
+        ReadNorm(checkpoint, prefix + "k_norm.weight", config.head_dim, layer.k_norm));
+  }
+  KVRELAY_ASSIGN_OR_RETURN(layer.qkv, ReadQkv(config, checkpoint, prefix, split));
+  KVRELAY_ASSIGN_OR_RETURN(
+      layer.o, ReadInputs(checkpoint, prefix + "o_proj", config.hidden_size,
+                          QueryHeads(config, split), config.o_bias && split.kv.tp_rank == 0));
+  return Status::Ok();
 }
 
 Result<LlamaLayer> ReadLayer(const ModelConfig& config, const Checkpoint& checkpoint,
                              const std::string& prefix, const LlamaSplit& split) {
-  const std::string attention = prefix + "self_attn.";
   const bool first_rank = split.kv.tp_rank == 0;
   LlamaLayer layer;
   KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "input_layernorm.weight",
                                    config.hidden_size, layer.input_norm));
   KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "post_attention_layernorm.weight",
                                    config.hidden_size, layer.post_norm));
-  if (config.qk_norm) {
-    KVRELAY_RETURN_IF_ERROR(
-        ReadNorm(checkpoint, attention + "q_norm.weight", config.head_dim, layer.q_norm));
-    KVRELAY_RETURN_IF_ERROR(
-        ReadNorm(checkpoint, attention + "k_norm.weight", config.head_dim, layer.k_norm));
+  if (!config.mla) {
+    KVRELAY_RETURN_IF_ERROR(ReadAttention(config, checkpoint, prefix + "self_attn.", split, layer));
   }
-  KVRELAY_ASSIGN_OR_RETURN(layer.qkv, ReadQkv(config, checkpoint, attention, split));
-  KVRELAY_ASSIGN_OR_RETURN(layer.o,
-                           ReadInputs(checkpoint, attention + "o_proj", config.hidden_size,
-                                      QueryHeads(config, split), config.o_bias && first_rank));
   KVRELAY_ASSIGN_OR_RETURN(layer.gate_up, ReadGateUp(config, checkpoint, prefix + "mlp.", split));
   KVRELAY_ASSIGN_OR_RETURN(
       layer.down,

@@ -33,6 +33,7 @@ struct LlamaSplit {
 // Of O and down, whose results the ranks add up, only the first rank has the bias.
 struct LlamaLayer {
   std::vector<float> input_norm;
+  // Empty with MLA: engine/mla_weights.h.
   Linear qkv;                 // outputs: query heads, key heads, value heads
   std::vector<float> q_norm;  // of each head; empty: none
   std::vector<float> k_norm;

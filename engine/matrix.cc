@@ -18,22 +18,22 @@ constexpr size_t kBiasGrain = 16;
 
 }  // namespace
 
-void MultiplyTransposed(const float* x, size_t rows, size_t columns, const float* weights,
-                        size_t outputs, float* out, size_t out_stride) {
+void MultiplyTransposed(const Activations& x, const float* weights, size_t outputs, float* out,
+                        size_t out_stride) {
   // BLAS's own threads would fight with ours. Once is enough, but the call costs nothing.
   openblas_set_num_threads(1);
-  if (rows == 0) return;
+  if (x.rows == 0) return;
   const size_t calls = (outputs + kOutputsPerCall - 1) / kOutputsPerCall;
-  const size_t work_per_call = rows * columns * kOutputsPerCall;
+  const size_t work_per_call = x.rows * x.columns * kOutputsPerCall;
   const size_t grain = std::max<size_t>(1, kWorkPerRange / work_per_call);
   ParallelFor(calls, grain, [&](size_t begin, size_t end) {
     for (size_t call = begin; call < end; ++call) {
       const size_t first = call * kOutputsPerCall;
       const size_t count = std::min(kOutputsPerCall, outputs - first);
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<blasint>(rows),
-                  static_cast<blasint>(count), static_cast<blasint>(columns), 1.0F, x,
-                  static_cast<blasint>(columns), weights + first * columns,
-                  static_cast<blasint>(columns), 0.0F, out + first,
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<blasint>(x.rows),
+                  static_cast<blasint>(count), static_cast<blasint>(x.columns), 1.0F, x.first,
+                  static_cast<blasint>(x.stride), weights + first * x.columns,
+                  static_cast<blasint>(x.columns), 0.0F, out + first,
                   static_cast<blasint>(out_stride));
     }
   });
@@ -41,7 +41,8 @@ void MultiplyTransposed(const float* x, size_t rows, size_t columns, const float
 
 void Linear::Apply(const float* x, size_t rows, float* out) const {
   const size_t outputs = weights.rows;
-  MultiplyTransposed(x, rows, weights.columns, weights.values.data(), outputs, out, outputs);
+  MultiplyTransposed({x, rows, weights.columns, weights.columns}, weights.values.data(), outputs,
+                     out, outputs);
   if (bias.empty()) return;
   ParallelFor(rows, kBiasGrain, [&](size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row) {

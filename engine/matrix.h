@@ -19,6 +19,7 @@ struct Matrix {
   std::span<float> Rows(size_t first, size_t count) {
     return std::span(values).subspan(first * columns, count * columns);
   }
+  const float* Row(size_t index) const { return values.data() + index * columns; }
 };
 
 // A linear layer: y = x * weights^T + bias.
@@ -33,11 +34,19 @@ struct Linear {
   void Apply(const float* x, size_t rows, float* out) const;
 };
 
-// out[i][o] = sum over k of x[i][k] * weights[o][k], for `rows` rows of x (columns each) and rows
-// of out `out_stride` apart. `weights` points to `outputs` rows. Threaded by ParallelFor over fixed
-// groups of outputs, so that how many threads there are changes no bit; how many rows there are may
-// change the last bits (BLAS picks its kernel by shape).
-void MultiplyTransposed(const float* x, size_t rows, size_t columns, const float* weights,
-                        size_t outputs, float* out, size_t out_stride);
+// Rows of activations, `stride` apart.
+struct Activations {
+  const float* first = nullptr;
+  size_t rows = 0;
+  size_t columns = 0;
+  size_t stride = 0;
+};
+
+// out[i][o] = sum over k of x[i][k] * weights[o][k], for rows of out `out_stride` apart. `weights`
+// points to `outputs` rows. Threaded by ParallelFor over fixed groups of outputs, so that how many
+// threads there are changes no bit; how many rows there are may change the last bits (BLAS picks
+// its kernel by shape).
+void MultiplyTransposed(const Activations& x, const float* weights, size_t outputs, float* out,
+                        size_t out_stride);
 
 }  // namespace kvrelay::engine

@@ -15,7 +15,8 @@ struct Architecture {
 constexpr Architecture kArchitectures[] = {{"LlamaForCausalLM", BuildLlama},
                                            {"MistralForCausalLM", BuildLlama},
                                            {"Qwen2ForCausalLM", BuildLlama},
-                                           {"Qwen3ForCausalLM", BuildLlama}};
+                                           {"Qwen3ForCausalLM", BuildLlama},
+                                           {"DeepseekV2ForCausalLM", BuildLlama}};
 
 }  // namespace
 

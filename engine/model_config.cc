@@ -117,22 +117,7 @@ Result<RopeConfig> ParseRope(const JsonFields& config) {
   return out;
 }
 
-Status ParseShape(const JsonFields& config, const LlamaFamily& family, ModelConfig& out) {
-  struct Dim {
-    const char* field;
-    uint64_t max;
-    uint32_t* value;
-  };
-  const Dim dims[] = {{"vocab_size", kMaxDim, &out.vocab_size},
-                      {"hidden_size", kMaxDim, &out.hidden_size},
-                      {"intermediate_size", kMaxDim, &out.intermediate_size},
-                      {"num_hidden_layers", kMaxLayers, &out.num_layers},
-                      {"num_attention_heads", 1U << 16, &out.num_heads},
-                      {"max_position_embeddings", kMaxPositions - 1, &out.max_position}};
-  for (const Dim& dim : dims) {
-    KVRELAY_ASSIGN_OR_RETURN(const uint64_t value, config.Uint(dim.field, 1, dim.max));
-    *dim.value = static_cast<uint32_t>(value);
-  }
+Status ParseHeads(const JsonFields& config, const LlamaFamily& family, ModelConfig& out) {
   // Null stands for all heads with every member, an absent field not.
   const bool silent = !config.object().contains("num_key_value_heads");
   const uint32_t kv_heads_absent =
@@ -163,6 +148,31 @@ Status ParseShape(const JsonFields& config, const LlamaFamily& family, ModelConf
   return Status::Ok();
 }
 
+Status ParseShape(const JsonFields& config, const LlamaFamily& family, ModelConfig& out) {
+  struct Dim {
+    const char* field;
+    uint64_t max;
+    uint32_t* value;
+  };
+  const Dim dims[] = {{"vocab_size", kMaxDim, &out.vocab_size},
+                      {"hidden_size", kMaxDim, &out.hidden_size},
+                      {"intermediate_size", kMaxDim, &out.intermediate_size},
+                      {"num_hidden_layers", kMaxLayers, &out.num_layers},
+                      {"num_attention_heads", 1U << 16, &out.num_heads},
+                      {"max_position_embeddings", kMaxPositions - 1, &out.max_position}};
+  for (const Dim& dim : dims) {
+    KVRELAY_ASSIGN_OR_RETURN(const uint64_t value, config.Uint(dim.field, 1, dim.max));
+    *dim.value = static_cast<uint32_t>(value);
+  }
+  if (family.mla) {
+    KVRELAY_ASSIGN_OR_RETURN(out.mla, ParseMla(config, out.num_layers, out.num_heads));
+    out.num_kv_heads = 1;
+    out.head_dim = out.mla->row_dim();
+    return Status::Ok();
+  }
+  return ParseHeads(config, family, out);
+}
+
 Result<std::string> ParseArchitecture(const JsonFields& config) {
   if (config.Has("architectures")) {
     const json& list = config.object()["architectures"];
@@ -174,7 +184,8 @@ Result<std::string> ParseArchitecture(const JsonFields& config) {
   KVRELAY_ASSIGN_OR_RETURN(const std::string type, config.StringOr("model_type", ""));
   const LlamaFamily* const family = LlamaFamily::OfType(type);
   if (family == nullptr) {
-    return Error(config.Refuse("model_type", "is not one of llama, mistral, qwen2, qwen3"));
+    return Error(
+        config.Refuse("model_type", "is not one of llama, mistral, qwen2, qwen3, deepseek_v2"));
   }
   return std::string(family->architecture);
 }
@@ -204,6 +215,9 @@ std::string ModelConfig::Canonical() const {
   if (mlp_bias) out["mlp_bias"] = true;
   if (qk_norm) out["qk_norm"] = true;
   if (!windows.empty()) out["windows"] = windows;
+  if (mla) {
+    out["mla"] = {mla->q_lora_rank, mla->kv_lora_rank, mla->nope_dim, mla->rope_dim, mla->v_dim};
+  }
   return out.dump();
 }
 

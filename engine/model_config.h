@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/mla_config.h"
 
 namespace kvrelay::engine {
 
@@ -34,8 +35,9 @@ struct ModelConfig {
   uint32_t intermediate_size = 0;
   uint32_t num_layers = 0;  // at most 255: a lease's progress word counts layers in 8 bits
   uint32_t num_heads = 0;
-  uint32_t num_kv_heads = 0;  // divides num_heads
-  uint32_t head_dim = 0;      // even; num_heads * head_dim need not be hidden_size
+  uint32_t num_kv_heads = 0;  // divides num_heads; of MLA 1, the latent
+  uint32_t head_dim = 0;      // even; num_heads * head_dim need not be hidden_size; of MLA a row of
+                              // the cache
   uint32_t max_position = 0;  // tokens of prompt and answer together
   double rms_norm_eps = 0;
   bool tie_word_embeddings = false;
@@ -46,10 +48,12 @@ struct ModelConfig {
   // By layer, how many tokens a token sees, itself included; 0: all. Empty: all layers see all.
   std::vector<uint32_t> windows;
   RopeConfig rope;
+  std::optional<MlaConfig> mla;
   std::vector<uint32_t> eos_ids;  // sorted, unique; may be empty
   std::optional<uint32_t> bos_id;
   bool operator==(const ModelConfig&) const = default;
 
+  uint32_t rope_dim() const { return mla ? mla->rope_dim : head_dim; }
   uint32_t window(uint32_t layer) const { return windows.empty() ? 0 : windows[layer]; }
   // Equal for models that compute the same from the same weights; part of the fingerprint. Leaves
   // out eos and bos.

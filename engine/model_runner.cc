@@ -13,7 +13,7 @@ namespace {
 
 attention::RelayConfig RelayConfigFor(RelayMode mode, attention::Backend backend) {
   attention::RelayConfig config;
-  config.enabled = mode != RelayMode::kOff && backend == attention::Backend::kRelay;
+  config.enabled = mode != RelayMode::kOff && attention::TraitsOf(backend).relays;
   if (mode == RelayMode::kOn) config.min_sharers = 1;
   return config;
 }

@@ -110,7 +110,7 @@ class ModelRunner {
   const attention::BackendChoice attn_backend_;
   const attention::RelayConfig relay_;
   const std::vector<Stage> stages_;
-  KvMemory kv_;  // does not change once it has its scales
+  KvMemory kv_;                // does not change once it has its scales
   std::vector<KvView> views_;  // by rank
   ModelShards shards_;         // by rank
   Rows rows_;

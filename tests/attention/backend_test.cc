@@ -21,7 +21,8 @@ TEST(GetAttnBackend, PrefersRelay) {
   ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
   EXPECT_EQ(choice->backend, Backend::kRelay);
   EXPECT_THAT(choice->why, HasSubstr("best of 3, bf16 cache"));
-  EXPECT_TRUE(choice->rejected.empty());
+  ASSERT_EQ(choice->rejected.size(), 1U);
+  EXPECT_EQ(choice->rejected[0].why, "serves MLA only");
 }
 
 TEST(GetAttnBackend, SaysWhyRelayWasRejected) {
@@ -58,7 +59,7 @@ TEST(GetAttnBackend, UnknownNamesListTheKnown) {
   const auto choice = GetAttnBackend(request);
   ASSERT_FALSE(choice.has_value());
   EXPECT_EQ(choice.error().code(), Code::kInvalidArgument);
-  EXPECT_THAT(choice.error().message(), HasSubstr("relay_attn, paged_attn, naive_attn"));
+  EXPECT_THAT(choice.error().message(), HasSubstr("mla_attn, relay_attn, paged_attn, naive_attn"));
 }
 
 TEST(GetAttnBackend, MlaHasOneLatentHead) {
@@ -71,7 +72,12 @@ TEST(GetAttnBackend, MlaHasOneLatentHead) {
   request.kv_heads = 1;
   const auto choice = GetAttnBackend(request);
   ASSERT_TRUE(choice.has_value()) << choice.error().ToString();
+  EXPECT_EQ(choice->backend, Backend::kMla);
   EXPECT_THAT(choice->why, HasSubstr("causal, mla"));
+  request.relay_enabled = false;
+  EXPECT_EQ(GetAttnBackend(request)->backend, Backend::kMla) << "it does without";
+  request.wanted = "paged_attn";
+  EXPECT_EQ(GetAttnBackend(request)->backend, Backend::kPaged);
 }
 
 TEST(GetAttnBackend, HeadsMustDivide) {

@@ -1,6 +1,6 @@
 // A paged cache with random contents for tests, and random sequences over it. Whatever no sequence
-// wrote is NaN (where the type has one): slots past a sequence's end, blocks of nobody, gaps between
-// rows.
+// wrote is NaN (where the type has one): slots past a sequence's end, blocks of nobody, gaps
+// between rows.
 #pragma once
 
 #include <cmath>
@@ -34,7 +34,7 @@ struct CacheShape {
   uint32_t head_dim = 64;
   uint32_t block_size = 16;
   uint32_t num_blocks = 64;
-  uint32_t gap = 0;  // elements between rows that belong to nobody
+  uint32_t gap = 0;       // elements between rows that belong to nobody
   bool scaled = false;    // numbers have scales, random ones
   bool per_head = false;  // one for each KV head, else for each layer
   std::string ToString() const;
@@ -61,7 +61,8 @@ class PagedCase {
 
   // Blocks that nobody has yet, in no order.
   std::vector<BlockId> TakeBlocks(uint32_t count);
-  // Random K and V of the size of 1 in the first `tokens` slots of `blocks`, in all layers and heads.
+  // Random K and V of the size of 1 in the first `tokens` slots of `blocks`, in all layers and
+  // heads.
   void FillTokens(const std::vector<BlockId>& blocks, uint32_t tokens);
   // One element of one token's K row, in all layers.
   void SetK(const std::vector<BlockId>& blocks, uint32_t token, uint32_t head, uint32_t dim,

@@ -261,6 +261,61 @@ TEST(ModelConfigTest, MembersRefuseWhatTheyDoNotKnow) {
   refuses(none, "layer_types", {"full_attention", "sliding_attention"});
 }
 
+json DeepseekV2() {
+  json config = Version4();
+  config.update({{"architectures", {"DeepseekV2ForCausalLM"}},
+                 {"model_type", "deepseek_v2"},
+                 {"num_key_value_heads", 4},
+                 {"first_k_dense_replace", 2},
+                 {"q_lora_rank", 20},
+                 {"kv_lora_rank", 24},
+                 {"qk_nope_head_dim", 12},
+                 {"qk_rope_head_dim", 8},
+                 {"v_head_dim", 10}});
+  config.erase("rope_scaling");
+  return config;
+}
+
+TEST(ModelConfigTest, LatentAttentionIsOneHeadOfTheCachesRow) {
+  const auto config = Parse(DeepseekV2());
+  ASSERT_TRUE(config) << config.error().ToString();
+  EXPECT_EQ(config->mla, (MlaConfig{20, 24, 12, 8, 10}));
+  EXPECT_EQ(config->num_kv_heads, 1U);
+  EXPECT_EQ(config->head_dim, 32U) << "24 of the latent, 8 with the position";
+  EXPECT_EQ(config->rope_dim(), 8U);
+  EXPECT_TRUE(FindArchitecture(*config));
+  EXPECT_TRUE(CheckTensorParallel(*config, 4).ok()) << "the latent is on each rank";
+}
+
+TEST(ModelConfigTest, LatentAttentionHasDefaultsOfItsOwn) {
+  json config = DeepseekV2();
+  config["q_lora_rank"] = nullptr;
+  EXPECT_EQ(Parse(config)->mla->q_lora_rank, 0U);
+  for (const char* field : {"q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+                            "v_head_dim", "num_key_value_heads", "architectures"}) {
+    config.erase(field);
+  }
+  EXPECT_EQ(Parse(config)->mla, (MlaConfig{1536, 512, 128, 64, 128}));
+}
+
+TEST(ModelConfigTest, LatentAttentionRefusesWhatItDoesNotKnow) {
+  const auto refuses = [](const char* field, const json& value) {
+    json config = DeepseekV2();
+    config[field] = value;
+    const auto parsed = Parse(config);
+    ASSERT_FALSE(parsed) << field << " = " << value;
+    EXPECT_THAT(parsed.error().message(), HasSubstr(field));
+  };
+  refuses("first_k_dense_replace", 1);
+  refuses("first_k_dense_replace", nullptr);
+  refuses("num_key_value_heads", 2);
+  refuses("qk_rope_head_dim", 7);
+  refuses("kv_lora_rank", 0);
+  refuses("attention_bias", true);
+  refuses("mlp_bias", true);
+  refuses("rope_scaling", {{"type", "yarn"}, {"factor", 40}});
+}
+
 TEST(ModelConfigTest, WhatChangesTheArithmeticChangesTheName) {
   std::vector<json> configs = {Version4(), Mistral(), Qwen2(), Qwen3()};
   for (const char* field : {"attention_bias", "mlp_bias"}) {

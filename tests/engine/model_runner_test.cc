@@ -106,21 +106,42 @@ TEST(ModelRunnerTest, TheLikeliestTokenIsThatOfAllRanks) {
   }
 }
 
-TEST(ModelRunnerTest, HalfPrecisionCachesAreClose) {
-  std::mt19937_64 random(TestSeed());
-  const std::vector<uint32_t> ids = RandomIds(random, 45);
-  const std::vector<float> want = LogitsOf(*MakeRunner(SmallOptions(kTinyModel)), ids, 9);
-  float scale = 0;
-  for (const float value : want) scale = std::max(scale, std::fabs(value));
-  for (const auto& [dtype, tolerance] :
-       {std::pair{DType::kFp16, 0.01F}, std::pair{DType::kBf16, 0.08F}}) {
-    EngineOptions options = SmallOptions(kTinyModel);
+// Logits on a prompt with a narrow cache against fp64 attention over an fp32 one, as a part of the
+// largest logit.
+void ExpectNarrowCachesClose(const std::string& model, const std::vector<uint32_t>& ids,
+                             const std::vector<std::pair<DType, float>>& bounds) {
+  EngineOptions reference = SmallOptions(model);
+  reference.attn_backend = "naive_attn";
+  const std::vector<float> want = LogitsOf(*MakeRunner(reference), ids, 9);
+  for (const auto& [dtype, bound] : bounds) {
+    EngineOptions options = SmallOptions(model);
     options.kv_dtype = dtype;
-    const auto runner = MakeRunner(options);
-    const float difference = LargestDifference(LogitsOf(*runner, ids, 9), want);
-    EXPECT_LT(difference, tolerance * scale) << DTypeName(dtype);
+    const float difference = RelativeDifference(LogitsOf(*MakeRunner(options), ids, 9), want);
+    EXPECT_LT(difference, bound) << DTypeName(dtype);
     EXPECT_GT(difference, 0) << DTypeName(dtype);
   }
+}
+
+TEST(ModelRunnerTest, HalfPrecisionCachesAreClose) {
+  std::mt19937_64 random(TestSeed());
+  ExpectNarrowCachesClose(kTinyModel, RandomIds(random, 45),
+                          {{DType::kFp16, 0.01F}, {DType::kBf16, 0.08F}});
+}
+
+// Words, which a trained model is sure about. (Random weights on random ids are not: there an fp8
+// cache moves logits by up to half the largest.)
+TEST(ModelRunnerTest, CachesOfOneByteAreClose) {
+  const std::string text =
+      "KING LEAR. Blow, winds, and crack your cheeks! rage! blow! You cataracts and hurricanoes, "
+      "spout till you have drench'd our steeples, drown'd the cocks! You sulphurous and";
+  std::vector<uint32_t> ids = {0};
+  for (const char c : text) ids.push_back(static_cast<uint8_t>(c) + 3U);
+  ExpectNarrowCachesClose("models/bard-4m", ids,
+                          {{DType::kFp16, 0.002F},
+                           {DType::kBf16, 0.01F},
+                           {DType::kFp8E4m3, 0.1F},
+                           {DType::kFp8E5m2, 0.15F},
+                           {DType::kInt8, 0.05F}});
 }
 
 // 16 sequences of different length, alone and in one batch, with a prompt chunk between them.

@@ -11,12 +11,13 @@ namespace {
 struct Split {
   const char* name;
   uint32_t tp;
+  uint32_t pp;
   KvFormat layout;
   RelayMode relay;
 };
-constexpr Split kSplits[] = {{"tp 1, nhd", 1, KvFormat::kNhd, RelayMode::kAuto},
-                             {"tp 2, hnd", 2, KvFormat::kHnd, RelayMode::kOn},
-                             {"tp 4, nhd", 4, KvFormat::kNhd, RelayMode::kOff}};
+constexpr Split kSplits[] = {{"tp 1, nhd", 1, 1, KvFormat::kNhd, RelayMode::kAuto},
+                             {"tp 2, pp 2, hnd", 2, 2, KvFormat::kHnd, RelayMode::kOn},
+                             {"tp 4, nhd", 4, 1, KvFormat::kNhd, RelayMode::kOff}};
 
 class OracleTest : public testing::TestWithParam<std::string> {};
 
@@ -44,6 +45,7 @@ TEST_P(OracleTest, AllAtOnceOnEverySplit) {
     SCOPED_TRACE(split.name);
     EngineOptions options = SmallOptions(GetParam());
     options.tp = split.tp;
+    options.pp = split.pp;
     options.kv_layout = split.layout;
     options.relay = split.relay;
     const auto engine = MakeEngine(options);

@@ -73,7 +73,7 @@ TEST_P(Architectures, RelayOnOffAndAutoGiveTheSameIds) {
   ASSERT_FALSE(oracle.requests.empty());
   const std::vector<proto::Generate> sharers = Sharers(kSystemTokens);
   const auto alone = Reference(folder).Generate(sharers);
-  Daemon& prefill = StartPrefill({"--model=" + folder, "--tp=2", "--prefill_chunk=19"});
+  Daemon& prefill = StartPrefill({"--model=" + folder, "--tp=2", "--pp=2", "--prefill_chunk=19"});
   ASSERT_TRUE(prefill.started());
   for (const std::string relay : {"on", "off", "auto"}) {
     SCOPED_TRACE("relay " + relay);
@@ -88,7 +88,8 @@ TEST_P(Architectures, RelayOnOffAndAutoGiveTheSameIds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(TinyModels, Architectures,
-                         testing::Values("tiny-bias", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"),
+                         testing::Values("tiny-bias", "tiny-mistral", "tiny-qwen2", "tiny-qwen3",
+                                         "tiny-deepseek"),
                          [](const auto& info) {
                            std::string name = info.param;
                            name[name.find('-')] = '_';

@@ -143,14 +143,19 @@ TEST_F(CliStory, BackendsTellsWhichAttentionAndWhyNotAnother) {
   const Json json = Cli({"backends", model, "--relay=off", "--kv_dtype=bf16", "--json"}).json();
   EXPECT_EQ(json["schema"], 1);
   EXPECT_EQ(json["backend"], "paged_attn");
-  EXPECT_EQ(json["backends"][0]["name"], "relay_attn");
-  EXPECT_EQ(json["backends"][0]["why_not"], "disabled");
-  EXPECT_EQ(json["backends"][1]["chosen"], true);
-  EXPECT_EQ(json["backends"][1]["window"], true);
+  EXPECT_EQ(json["backends"][0]["why_not"], "serves MLA only");
+  EXPECT_EQ(json["backends"][1]["name"], "relay_attn");
+  EXPECT_EQ(json["backends"][1]["why_not"], "disabled");
+  EXPECT_EQ(json["backends"][2]["chosen"], true);
+  EXPECT_EQ(json["backends"][2]["window"], true);
 
   const std::string window =
       "--model=" + std::string(KVRELAY_SOURCE_DIR) + "/tests/engine/data/tiny-mistral";
   EXPECT_THAT(Cli({"backends", window}).out, HasSubstr("causal, window, "));
+  const std::string mla =
+      "--model=" + std::string(KVRELAY_SOURCE_DIR) + "/tests/engine/data/tiny-deepseek";
+  EXPECT_THAT(Cli({"backends", mla}).out,
+              HasSubstr("mla_attn: chosen, best of 4, fp32 cache, causal, mla, "));
   EXPECT_THAT(Cli({"backends", model, "--attn_backend=naive_attn"}).out,
               HasSubstr("naive_attn: chosen, asked for"));
   ExpectJsonError(Cli({"backends", model, "--attn_backend=flash_attn", "--json"}), 2,

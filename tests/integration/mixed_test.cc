@@ -27,7 +27,8 @@ const std::array<Ranks, 4> kRanks = {{{1, {}},
 constexpr std::array<int, 5> kBlockSizes = {8, 16, 24, 100, 256};
 constexpr std::array<const char*, 2> kCaches = {"paged", "virtual"};
 constexpr std::array<const char*, 2> kLayouts = {"nhd", "hnd"};
-constexpr std::array<DType, 3> kDTypes = {DType::kFp32, DType::kFp16, DType::kBf16};
+constexpr std::array<DType, 6> kDTypes = {DType::kFp32,    DType::kFp16,    DType::kBf16,
+                                          DType::kFp8E4m3, DType::kFp8E5m2, DType::kInt8};
 constexpr std::array<const char*, 2> kTransports = {"mapped", "ucx-packed"};
 constexpr std::array<size_t, 7> kLengths = {1, 7, 16, 33, 100, 129, 250};
 constexpr uint32_t kNewTokens = 24;
@@ -111,7 +112,7 @@ std::vector<Config> PairwiseRows() {
 std::vector<Config> Rows() {
   if (Slowness() == 1) return PairwiseRows();
   std::vector<Config> rows;
-  for (size_t row = 0; row < 5; ++row) {
+  for (size_t row = 0; row < 6; ++row) {
     Config& config = rows.emplace_back();
     for (size_t factor = 0; factor < kFactors; ++factor) {
       config[factor] = (row + factor) % kValues[factor];

@@ -41,7 +41,8 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
   flags.Section("Model and cache" + when);
   flags.Text(
       "model", &o->model_dir, "DIR",
-      "Hugging Face folder of a Llama, Mistral, Qwen2 or Qwen3: config.json and safetensors; "
+      "Hugging Face folder of a Llama, Mistral, Qwen2, Qwen3 or DeepSeek-V2 without experts: "
+      "config.json and safetensors; "
       "text needs a byte-level tokenizer");
   flags.Whole("tp", &o->tp, 1, proto::kMaxRanks, "tensor-parallel ranks; each is a thread");
   flags.Whole("pp", &o->pp, 1, proto::kMaxRanks,
@@ -66,8 +67,8 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
       "pages of a virtual cache, from 64KiB to 2MiB");
   AddNamed(flags, "kv_layout", "nhd|hnd", KvFormatName(o->kv_layout), &o->kv_layout,
            KvFormatFromName, "order inside a cache block: token before head, or head before token");
-  AddNamed(flags, "kv_dtype", "auto|fp32|fp16|bf16|fp8_e4m3|fp8_e5m2|int8", "auto", &o->kv_dtype, KvDTypeFromName,
-           "type of the cache's values; auto is the arithmetic's");
+  AddNamed(flags, "kv_dtype", "auto|fp32|fp16|bf16|fp8_e4m3|fp8_e5m2|int8", "auto", &o->kv_dtype,
+           KvDTypeFromName, "type of the cache's values; auto is the arithmetic's");
   AddNamed(flags, "kv_scales", "head|tensor|none", engine::KvScalingName(o->kv_scales),
            &o->kv_scales, engine::KvScalingFromName,
            "scales of an fp8 or int8 cache, for each KV head or each layer's K and V, measured at "

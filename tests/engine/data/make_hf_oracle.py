@@ -22,6 +22,7 @@ answer is degenerate; the seed that was taken is in "models".
 import json
 import os
 import shutil
+import types
 
 import torch
 import transformers
@@ -76,11 +77,23 @@ TINY = [
      "hidden 32; tied; the second of 2 layers with a window of 40 tokens, by layer_types",
      "type": "qwen3", "heads": 4, "kv_heads": 4, "head_dim": 16, "window": 40, "full_layers": 1,
      "tied": True, "theta": 1000000.0, "dtype": "bfloat16", "spelling": 5},
+    {"name": "tiny-deepseek", "why": "DeepSeek-V2, dense: latents of queries and of keys and values, "
+     "a decoupled rotary part; all its widths differ; 3 layers",
+     "type": "deepseek_v2", "heads": 4, "kv_heads": 4, "hidden": 48, "layers": 3,
+     "mla": {"q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
+             "v_head_dim": 10},
+     "dtype": "bfloat16", "spelling": 5},
+    {"name": "tiny-deepseek-lite", "why": "DeepSeek-V2-Lite, dense: queries without a latent",
+     "type": "deepseek_v2", "heads": 4, "kv_heads": 4, "theta": 1000.0,
+     "mla": {"q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+             "v_head_dim": 8},
+     "dtype": "bfloat16", "spelling": 4},
 ]
 DEFAULTS = {"hidden": 32, "intermediate": 64, "layers": 2, "vocab": 96, "theta": 10000.0,
             "eps": 1e-5, "head_dim": 0, "tied": False, "shards": 1, "rope": None, "positions": 512,
-            "type": "llama", "bias": False, "window": None, "full_layers": 0}
-NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+            "type": "llama", "bias": False, "window": None, "full_layers": 0, "mla": None}
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
+         "deepseek_v2": "DeepseekV2"}
 TINY_PROMPTS = (1, 15, 48, 150)
 TINY_NEW = 32
 
@@ -104,6 +117,8 @@ def switches(m):
         return {"attention_bias": m["bias"], "mlp_bias": m["bias"]}
     if m["type"] == "mistral":
         return {"sliding_window": m["window"]}
+    if m["mla"]:
+        return dict(m["mla"], first_k_dense_replace=m["layers"])
     return {"use_sliding_window": m["window"] is not None, "sliding_window": m["window"],
             "max_window_layers": m["full_layers"]}
 
@@ -118,8 +133,9 @@ def config_of(m):
         max_position_embeddings=m["positions"], rms_norm_eps=m["eps"], rope_parameters=rope,
         tie_word_embeddings=m["tied"], bos_token_id=0, eos_token_id=1,
         architectures=[architecture(m)], dtype=m["dtype"], **switches(m),
-        # Qwen2's own configuration does not have the field.
-        **({"head_dim": m["head_dim"] or m["hidden"] // m["heads"]} if m["type"] != "qwen2" else {}))
+        # Qwen2's own configuration does not have the field, DeepSeek's derives it.
+        **({"head_dim": m["head_dim"] or m["hidden"] // m["heads"]}
+           if m["type"] not in ("qwen2", "deepseek_v2") else {}))
 
 
 def write_config(m, folder):
@@ -168,16 +184,41 @@ def random_weights(m, seed):
     def bias(width):
         return 0.5 * torch.randn(width, generator=g)
 
+    def attention(prefix):
+        a = prefix + "self_attn."
+        if not m["mla"]:
+            return {
+                a + "q_proj.weight": matrix(queries, hidden, 1.7),
+                a + "k_proj.weight": matrix(keys, hidden, 1.7),
+                a + "v_proj.weight": matrix(keys, hidden, 1.5),
+                a + "o_proj.weight": matrix(hidden, queries, 1.5),
+            }
+        mla = types.SimpleNamespace(**m["mla"])
+        queries_of = m["heads"] * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
+        made = m["heads"] * (mla.qk_nope_head_dim + mla.v_head_dim)
+        values = m["heads"] * mla.v_head_dim
+        q = {a + "q_proj.weight": matrix(queries_of, hidden, 1.7)}
+        if mla.q_lora_rank:
+            q = {
+                a + "q_a_proj.weight": matrix(mla.q_lora_rank, hidden, 1.0),
+                a + "q_a_layernorm.weight": norm(mla.q_lora_rank),
+                a + "q_b_proj.weight": matrix(queries_of, mla.q_lora_rank, 1.7),
+            }
+        return q | {
+            a + "kv_a_proj_with_mqa.weight":
+                matrix(mla.kv_lora_rank + mla.qk_rope_head_dim, hidden, 1.7),
+            a + "kv_a_layernorm.weight": norm(mla.kv_lora_rank),
+            a + "kv_b_proj.weight": matrix(made, mla.kv_lora_rank, 1.7),
+            a + "o_proj.weight": matrix(hidden, values, 1.5),
+        }
+
     # A tied head echoes the last token unless the layers outweigh the embedding.
     weights = {"model.embed_tokens.weight": matrix(m["vocab"], hidden, 1.0 if m["tied"] else 3.0)}
     for i in range(m["layers"]):
         layer = f"model.layers.{i}."
         weights.update({
             layer + "input_layernorm.weight": norm(),
-            layer + "self_attn.q_proj.weight": matrix(queries, hidden, 1.7),
-            layer + "self_attn.k_proj.weight": matrix(keys, hidden, 1.7),
-            layer + "self_attn.v_proj.weight": matrix(keys, hidden, 1.5),
-            layer + "self_attn.o_proj.weight": matrix(hidden, queries, 1.5),
+            **attention(layer),
             layer + "post_attention_layernorm.weight": norm(),
             layer + "mlp.gate_proj.weight": matrix(inner, hidden, 1.5),
             layer + "mlp.up_proj.weight": matrix(inner, hidden, 1.5),
@@ -284,7 +325,8 @@ def check_loaded(m, model, weights):
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
                   "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
                   "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias",
-                  "sliding_window", "layer_types"):
+                  "sliding_window", "layer_types", "q_lora_rank", "kv_lora_rank",
+                  "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "first_k_dense_replace"):
         want, have = getattr(meant, field, None), getattr(got, field, None)
         assert want == have, (m["name"], field, want, have)
     state = model.state_dict()
@@ -302,6 +344,8 @@ def all_matters(m, weights, cases):
     if m["window"] and not differ(dict(m, window=None), weights,
                                   [c for c in cases if len(c["prompt"]) > m["window"]]):
         return False
+    if m["mla"]:  # of which nothing can be left out
+        return differ(dict(m, theta=m["theta"] * 10), weights, longer)
     special = m["bias"] or m["type"] != "llama"
     return not special or differ(dict(m, type="llama", bias=False), weights, longer)
 
