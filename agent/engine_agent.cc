@@ -90,6 +90,7 @@ Status EngineAgent::Open(const std::vector<RankCache>& caches, SystemPrefixStore
         .curve = options_.curve,
         .spin = options_.spin,
         .chunk_bytes = options_.chunk_bytes,
+        .max_mapped_bytes = options_.max_mapped_bytes,
         .throttle = throttle_,
         .max_asked_bytes =
             options_.caps.inflight_bytes == 0

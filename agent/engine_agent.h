@@ -37,6 +37,7 @@ struct EngineAgentOptions {
   std::shared_ptr<const transport::CurveIdentity> curve;  // as in RankAgentOptions
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
+  uint64_t max_mapped_bytes = 0;  // of each rank, as in transport::Options
   // Of all ranks together, see transport/throttle.h. Each rank asks for streams of its share of
   // inflight_bytes at a time (packed_window.h).
   transport::Caps caps;

@@ -85,6 +85,7 @@ Status RankAgent::OpenTransports(const RankAgentOptions& options, const RankCach
       .curve = options.curve,
       .spin = options.spin,
       .chunk_bytes = options.chunk_bytes,
+      .max_mapped_bytes = options.max_mapped_bytes,
       .throttle = options.throttle,
       .incarnation = options.incarnation};
   for (const Region* region : cache.regions) {

@@ -44,6 +44,7 @@ struct RankAgentOptions {
   std::shared_ptr<const transport::CurveIdentity> curve;
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = transport::kDefaultChunkBytes;
+  uint64_t max_mapped_bytes = 0;                  // as in transport::Options
   std::shared_ptr<transport::Throttle> throttle;  // as in transport::Options
   uint64_t max_asked_bytes = 0;                   // as in ReaderRank
   uint32_t record_slots = 4096;

@@ -53,9 +53,14 @@ class Device {
   // kResourceExhausted with the bytes asked and free.
   virtual Result<Region> Allocate(uint64_t bytes, const std::string& name) = 0;
 
-  // What a peer's Device allocated as `bytes` and exported, on this GPU or another of this host.
-  // Takes tens of microseconds for each 2 MiB. kInvalidArgument for what is no such memory;
-  // kIncompatible where this device cannot reach it.
+  // Memory of this device that another allocated, to be mapped by others as well: by cudaMalloc,
+  // which they could write then, or a whole allocation of virtual memory with a descriptor. It
+  // outlives the region. kInvalidArgument, with the reason, for what others cannot map.
+  virtual Result<Region> Register(std::byte* data, uint64_t bytes, const std::string& name) = 0;
+
+  // What a peer's Device allocated or registered as `bytes` and exported, on this GPU or another of
+  // this host. Takes tens of microseconds for each 2 MiB. kInvalidArgument for what is no such
+  // memory; kIncompatible where this device cannot reach it.
   virtual Result<std::unique_ptr<DeviceMapping>> Map(UniqueFd fd, uint64_t bytes) = 0;
 
   // Lets copies use this memory of the host, mapped whole and, for kReadWrite, writable. Takes its

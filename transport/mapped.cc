@@ -22,6 +22,7 @@
 #include "transport/mapped_peer.h"
 #include "transport/mapped_read.h"
 #include "transport/mapped_wire.h"
+#include "transport/mapper.h"
 #include "transport/transfer_thread.h"
 #include "transport/transport.h"
 #include "transport/turns.h"
@@ -98,6 +99,10 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   void Finish() override;
   void OnPeerState(PeerHandle handle, Status status);
   void SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory);
+  // While more is mapped than may be, lets go of what was read the longest time ago, but not of
+  // what is being read.
+  void MakeRoomFor(PeerHandle newest);
+  bool IsRead(PeerHandle peer) const;
   void StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard, const Terms& terms,
                  Done done);
   // True when a device is at work: its end is waited for awake.
@@ -142,6 +147,7 @@ class MappedTransport final : public Transport, private TransferThread::Worker {
   std::list<ReadOp> reads_;
 
   std::unique_ptr<TransferThread> thread_;
+  std::unique_ptr<Mapper> mapper_;  // goes before the thread
 };
 
 Result<std::unique_ptr<Transport>> MappedTransport::Create(Options options) {
@@ -160,6 +166,8 @@ Result<std::unique_ptr<Transport>> MappedTransport::Create(Options options) {
   const Options& own = transport->options_;
   KVRELAY_ASSIGN_OR_RETURN(transport->self_, ThisHost(own.host_id));
   KVRELAY_ASSIGN_OR_RETURN(transport->thread_, TransferThread::Create("kvr-mapped", own.spin));
+  KVRELAY_ASSIGN_OR_RETURN(transport->mapper_,
+                           Mapper::Create(*transport->thread_, own.device.get()));
   KVRELAY_ASSIGN_OR_RETURN(transport->listener_,
                            MappedListener::Create(transport->thread_->loop(), own.run_dir,
                                                   own.regions, own.incarnation));
@@ -182,7 +190,7 @@ void MappedTransport::Connect(PeerSpec spec, TimePoint deadline,
     Peer& peer = peers_[handle];
     peer.deadline = deadline;
     peer.way = std::make_unique<MappedPeer>(
-        thread_->loop(), std::move(spec), self_, options_.device.get(),
+        thread_->loop(), std::move(spec), self_, *mapper_,
         [this, handle](Status status) { OnPeerState(handle, std::move(status)); });
     peer.way->Retry();
   });
@@ -235,7 +243,9 @@ std::unique_ptr<BegunRead> MappedTransport::Begin(PeerHandle peer, const CopyPla
 std::shared_ptr<const MappedMemory> MappedTransport::NearMemory(PeerHandle peer) const {
   const std::shared_lock lock(near_mutex_);
   const auto it = near_.find(peer);
-  return it == near_.end() ? nullptr : it->second;
+  if (it == near_.end()) return nullptr;
+  it->second->last_used.store(EventLoop::Now(), std::memory_order_relaxed);
+  return it->second;
 }
 
 Status MappedTransport::Check(const CopyPlan& plan, const GuardRef& guard,
@@ -289,6 +299,8 @@ void MappedTransport::OnPeerState(PeerHandle handle, Status status) {
   const bool connecting = std::exchange(peer.connecting, false);
   if (status.ok()) {
     SetNear(handle, peer.way->memory());
+    NearMemory(handle);  // the newest is not what was read the longest time ago
+    MakeRoomFor(handle);
     return control_.Connected(handle);
   }
   peer.over = true;
@@ -301,11 +313,41 @@ void MappedTransport::OnPeerState(PeerHandle handle, Status status) {
 }
 
 void MappedTransport::SetNear(PeerHandle handle, std::shared_ptr<const MappedMemory> memory) {
-  std::shared_ptr<const MappedMemory> before;  // unmapped outside the lock
-  const std::unique_lock lock(near_mutex_);
-  std::shared_ptr<const MappedMemory>& near = near_[handle];
-  before = std::exchange(near, std::move(memory));
-  if (near == nullptr) near_.erase(handle);
+  {
+    const std::unique_lock lock(near_mutex_);
+    std::shared_ptr<const MappedMemory>& near = near_[handle];
+    near.swap(memory);
+    if (near == nullptr) near_.erase(handle);
+  }
+  mapper_->Drop(std::move(memory));
+}
+
+void MappedTransport::MakeRoomFor(PeerHandle newest) {
+  if (options_.max_mapped_bytes == 0) return;
+  const auto mapped = [](const Peer& peer) {
+    return peer.over || !peer.way->ready() ? 0 : peer.way->memory()->all_bytes();
+  };
+  const auto last_used = [](const Peer& peer) {
+    return peer.way->memory()->last_used.load(std::memory_order_relaxed);
+  };
+  uint64_t bytes = 0;
+  for (const auto& [handle, peer] : peers_) bytes += mapped(peer);
+  while (bytes > options_.max_mapped_bytes) {
+    auto oldest = peers_.end();
+    for (auto it = peers_.begin(); it != peers_.end(); ++it) {
+      if (it->first == newest || mapped(it->second) == 0 || IsRead(it->first)) continue;
+      if (oldest == peers_.end() || last_used(it->second) < last_used(oldest->second)) oldest = it;
+    }
+    if (oldest == peers_.end()) return;
+    bytes -= mapped(oldest->second);
+    OnPeerState(oldest->first, Status(Code::kOverloaded,
+                                      "not read for the longest time, and more is mapped than " +
+                                          std::to_string(options_.max_mapped_bytes) + " bytes"));
+  }
+}
+
+bool MappedTransport::IsRead(PeerHandle peer) const {
+  return std::ranges::any_of(reads_, [peer](const ReadOp& op) { return op.peer == peer; });
 }
 
 void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, GuardRef guard,
@@ -320,6 +362,7 @@ void MappedTransport::StartRead(OpId id, PeerHandle handle, NextPortion next, Gu
         std::move(done),
         Status(Code::kOverloaded, std::to_string(kMaxReads) + " reads are in flight already"));
   }
+  NearMemory(handle);  // was used now
   const PeerSpec& spec = it->second.way->spec();
   if (Status status = CheckGuard(guard, spec.region_bytes); !status.ok()) {
     return control_.Refuse(std::move(done), status.Wrap(spec.name));

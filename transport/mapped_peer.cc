@@ -15,16 +15,17 @@ constexpr uint64_t kPopulateBytes = 1 << 20;
 
 }  // namespace
 
-MappedPeer::MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, Device* device,
+MappedPeer::MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, Mapper& mapper,
                        OnState on_state)
     : loop_(loop),
       spec_(std::move(spec)),
       self_(std::move(self)),
-      device_(device),
+      mapper_(mapper),
       on_state_(std::move(on_state)) {}
 
 MappedPeer::~MappedPeer() {
   if (fd_) loop_.Unwatch(fd_.get());
+  mapper_.Drop(std::move(memory_));
 }
 
 void MappedPeer::Retry() {
@@ -62,10 +63,15 @@ bool MappedPeer::PopulateNext() {
 }
 
 void MappedPeer::OnReady() {
-  const bool was_ready = ready_;
+  const bool was_mapping = mapping_;
   Status status = ReceiveRegions();
   if (!status.ok()) return Fail(std::move(status));
-  if (ready_ && !was_ready) on_state_(Status::Ok());
+  if (!mapping_ || was_mapping) return;
+  mapper_.Map(std::move(announced_), [this, alive = std::weak_ptr(alive_), mapper = &mapper_](
+                                         Result<std::shared_ptr<MappedMemory>> memory) {
+    if (!alive.expired() && fd_) return OnMapped(std::move(memory));
+    if (memory.has_value()) mapper->Drop(*std::move(memory));
+  });
 }
 
 Status MappedPeer::ReceiveRegions() {
@@ -78,19 +84,19 @@ Status MappedPeer::ReceiveRegions() {
         return {};
       case SocketState::kClosed:
         return Error(Code::kPeerUnreachable,
-                     ready_ ? "the owner's process has ended"
-                            : "the owner closed the socket before it gave its regions");
+                     mapping_ ? "the owner's process has ended"
+                              : "the owner closed the socket before it gave its regions");
       case SocketState::kDone:
         break;
     }
-    if (size != sizeof(batch) || batch.magic != mapped::kMagic || ready_) {
+    if (size != sizeof(batch) || batch.magic != mapped::kMagic || mapping_) {
       return Error(Code::kIncompatible, "the owner's socket speaks another version");
     }
     if (batch.answer == mapped::Answer::kOtherIncarnation) {
       return Error(Code::kPeerUnreachable, "the owner was restarted: another incarnation answers");
     }
     if (batch.total_regions != spec_.region_bytes.size() ||
-        batch.first_region != memory_->bases.size() || batch.count == 0 ||
+        batch.first_region != announced_.size() || batch.count == 0 ||
         batch.count > batch.total_regions - batch.first_region || batch.count != fds.size()) {
       return Error(Code::kIncompatible, "the owner's socket offers " +
                                             std::to_string(batch.total_regions) +
@@ -98,68 +104,31 @@ Status MappedPeer::ReceiveRegions() {
                                             std::to_string(spec_.region_bytes.size()));
     }
     for (uint32_t i = 0; i < batch.count; ++i) {
-      const size_t id = memory_->bases.size();
+      const size_t id = announced_.size();
       if (batch.bytes[i] != spec_.region_bytes[id]) {
         return Error(Code::kIncompatible,
                      "region " + std::to_string(id) + " has " + std::to_string(batch.bytes[i]) +
                          " bytes on the owner's socket, " + std::to_string(spec_.region_bytes[id]) +
                          " in its description");
       }
-      if (Status status = MapRegion(std::move(fds[i]), batch.bytes[i], batch.device[i]);
-          !status.ok()) {
-        return status.Wrap("region " + std::to_string(id));
-      }
+      announced_.push_back({std::move(fds[i]), batch.bytes[i], batch.device[i]});
     }
-    if (memory_->bases.size() < spec_.region_bytes.size()) continue;
-    if (device_ != nullptr && memory_->device.empty()) KVRELAY_RETURN_IF_ERROR(PinRegions());
-    ready_ = true;
+    mapping_ = announced_.size() == spec_.region_bytes.size();
   }
 }
 
-Status MappedPeer::MapRegion(UniqueFd fd, uint64_t bytes, DeviceKind kind) {
-  switch (kind) {
-    case DeviceKind::kCpu: {
-      KVRELAY_ASSIGN_OR_RETURN(MappedRegion region, MappedRegion::Map(std::move(fd), bytes));
-      memory_->bases.push_back(region.data());
-      memory_->host.push_back(std::move(region));
-      break;
-    }
-    case DeviceKind::kCuda: {
-      if (device_ == nullptr) {
-        return {Code::kIncompatible, "it is a GPU's memory, ours is the host's"};
-      }
-      KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<DeviceMapping> mapping,
-                               device_->Map(std::move(fd), bytes));
-      memory_->bases.push_back(mapping->data());
-      memory_->device.push_back(std::move(mapping));
-      break;
-    }
-    default:
-      return {Code::kIncompatible, "memory of a kind that we do not know"};
-  }
-  memory_->bytes.push_back(bytes);
-  return {};
-}
-
-Status MappedPeer::PinRegions() {
-  for (size_t id = 0; id < memory_->host.size(); ++id) {
-    const MappedRegion& region = memory_->host[id];
-    const std::string which = "region " + std::to_string(id) + " is the host's memory";
-    if (!region.keeps_pages()) {
-      return Error(Code::kIncompatible, which + ", whose pages come and go");
-    }
-    auto pinned = device_->Pin({region.data(), region.bytes()}, HostAccess::kRead);
-    if (!pinned.has_value()) return pinned.error().Wrap(which);
-    memory_->pinned.push_back(*std::move(pinned));
-  }
-  return {};
+void MappedPeer::OnMapped(Result<std::shared_ptr<MappedMemory>> memory) {
+  if (!memory.has_value()) return Fail(std::move(memory).error());
+  memory_ = *std::move(memory);
+  ready_ = true;
+  on_state_(Status::Ok());
 }
 
 void MappedPeer::Fail(Status status) {
   if (fd_) loop_.Unwatch(fd_.get());
   fd_.Reset();
   ready_ = false;
-  memory_.reset();
+  mapper_.Drop(std::exchange(memory_, nullptr));
   on_state_(std::move(status));
 }
 

@@ -5,14 +5,15 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
-#include "kvcache/device.h"
 #include "transport/event_loop.h"
 #include "transport/mapped_address.h"
 #include "transport/mapped_memory.h"
+#include "transport/mapper.h"
 #include "transport/transport.h"
 
 namespace kvrelay::transport {
@@ -23,11 +24,10 @@ class MappedPeer {
   // The outcome of connecting, and later at most once the owner's end. Must not destroy the peer.
   using OnState = std::function<void(Status)>;
 
-  // `loop` outlives the peer. `on_state` is called from the loop, or from Retry(), never from here:
-  // kOk when every region is mapped; an error when that failed, or (after kOk) when the owner has
-  // ended.
-  // `device`: of our regions; null when they are the host's. It outlives the peer.
-  MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, Device* device, OnState on_state);
+  // `loop` and `mapper` outlive the peer. `on_state` is called on the transfer thread, never from
+  // here: kOk when every region is mapped; an error when that failed, or (after kOk) when the owner
+  // has ended.
+  MappedPeer(EventLoop& loop, PeerSpec spec, HostIdentity self, Mapper& mapper, OnState on_state);
   ~MappedPeer();
 
   // Tries to connect (again). Call it first, and then whenever retry_at() has come.
@@ -47,21 +47,23 @@ class MappedPeer {
   Status Connect();
   void OnReady();
   Status ReceiveRegions();
-  Status MapRegion(UniqueFd fd, uint64_t bytes, DeviceKind kind);
-  // Lets our device read what lies in the host's memory.
-  Status PinRegions();
+  void OnMapped(Result<std::shared_ptr<MappedMemory>> memory);
   void Fail(Status status);
 
   EventLoop& loop_;
   const PeerSpec spec_;
   const HostIdentity self_;
-  Device* const device_;
+  Mapper& mapper_;
   const OnState on_state_;
   TimePoint retry_at_ = TimePoint::max();
   UniqueFd fd_;
+  std::vector<AnnouncedRegion> announced_;  // until all are
+  bool mapping_ = false;                    // all were announced
   bool ready_ = false;
-  std::shared_ptr<MappedMemory> memory_ = std::make_shared<MappedMemory>();
+  std::shared_ptr<MappedMemory> memory_;
   size_t populated_ = 0;  // of its host regions, wholly
+  // What is mapped for a peer that is gone is not taken.
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 }  // namespace kvrelay::transport

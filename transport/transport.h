@@ -253,6 +253,9 @@ struct Options {
   std::shared_ptr<const CurveIdentity> curve;
   Duration spin = std::chrono::microseconds(50);
   uint64_t chunk_bytes = kDefaultChunkBytes;
+  // Of peers' memory that `mapped` keeps mapped, least recently read out first, unless it is being
+  // read; 0: all of it.
+  uint64_t max_mapped_bytes = 0;
   // Connections and threads that a packed stream is dealt over, see striped.h; 0: by the number of
   // processors.
   uint32_t rails = 0;

@@ -43,17 +43,26 @@ Result<Allocation> Allocation::Create(const Driver& driver, int device, uint64_t
                                                " bytes, free " + std::to_string(free_bytes) + why);
   };
   if (bytes > free_bytes) return too_little("");
-  CUmemAllocationProp properties = PropertiesOn(device);
-  // A network card that reaches the GPU may then read it; drivers and devices without that refuse.
-  properties.allocFlags.gpuDirectRDMACapable = 1;
-  CUmemGenericAllocationHandle handle = 0;
-  CUresult error = driver.MemCreate(&handle, bytes, &properties, 0);
-  if (error != CUDA_SUCCESS && error != CUDA_ERROR_OUT_OF_MEMORY) {
-    properties.allocFlags.gpuDirectRDMACapable = 0;
+  // Drivers and devices refuse what they do not have, and some say that they have what they refuse.
+  static constexpr Extras kWishes[] = {{true, true}, {false, true}, {false, false}};
+  CUresult error = CUDA_SUCCESS;
+  for (const Extras& extras : kWishes) {
+    CUmemAllocationProp properties = PropertiesOn(device);
+    if (extras.fabric) {
+      properties.requestedHandleTypes =
+          static_cast<CUmemAllocationHandleType>(kDescriptor | CU_MEM_HANDLE_TYPE_FABRIC);
+    }
+    properties.allocFlags.gpuDirectRDMACapable = extras.rdma ? 1 : 0;
+    CUmemGenericAllocationHandle handle = 0;
     error = driver.MemCreate(&handle, bytes, &properties, 0);
+    if (error == CUDA_SUCCESS) {
+      Allocation allocation(driver, handle);
+      allocation.extras_ = extras;
+      return allocation;
+    }
+    if (error == CUDA_ERROR_OUT_OF_MEMORY) break;
   }
-  if (error != CUDA_SUCCESS) return too_little(" (" + driver.Name(error) + ")");
-  return Allocation(driver, handle);
+  return too_little(" (" + driver.Name(error) + ")");
 }
 
 Result<Allocation> Allocation::Import(const Driver& driver, int fd) {
@@ -62,6 +71,13 @@ Result<Allocation> Allocation::Import(const Driver& driver, int fd) {
       &handle, reinterpret_cast<void*>(static_cast<intptr_t>(fd)), kDescriptor);
   if (error == CUDA_SUCCESS) return Allocation(driver, handle);
   return Error(Code::kInvalidArgument, "no memory of a GPU: " + driver.Name(error));
+}
+
+Result<Allocation> Allocation::Under(const Driver& driver, const std::byte* at) {
+  CUmemGenericAllocationHandle handle = 0;
+  const CUresult error = driver.MemRetainAllocationHandle(&handle, const_cast<std::byte*>(at));
+  if (error == CUDA_SUCCESS) return Allocation(driver, handle);
+  return Error(Code::kInvalidArgument, "no virtual memory of a GPU: " + driver.Name(error));
 }
 
 Result<UniqueFd> Allocation::Export(const Driver& driver) const {

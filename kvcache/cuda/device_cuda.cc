@@ -12,6 +12,7 @@
 #include "kvcache/cuda/cuda_status.h"
 #include "kvcache/cuda/driver.h"
 #include "kvcache/cuda/memory_cuda.h"
+#include "kvcache/cuda/users_memory.h"
 
 namespace kvrelay::cuda {
 namespace {
@@ -132,17 +133,27 @@ class DeviceCuda final : public Device {
     KVRELAY_RETURN_IF_ERROR(MakeCurrent());
     auto allocated = MemoryCuda::Allocate(driver_, ordinal_, bytes);
     if (!allocated.has_value()) return Error(allocated.error().Wrap("region " + name));
-    auto& [memory, fd] = *allocated;
-    std::byte* const data = memory->data();
+    std::byte* const data = allocated->memory->data();
     KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaMemset(data, 0, bytes), "zeroing a region"));
     KVRELAY_RETURN_IF_ERROR(CudaStatus(cudaDeviceSynchronize(), "zeroing a region"));
-    return Region::Own(
-        std::move(memory), data, bytes, std::move(fd),
-        {.kind = DeviceKind::kCuda, .device = name_, .exported = "CUDA virtual memory"}, name);
+    std::string exported = "CUDA virtual memory";
+    if (allocated->extras.fabric) exported += ", FABRIC";
+    if (allocated->extras.rdma) exported += ", GPUDirect RDMA";
+    return Region::Own(std::move(allocated->memory), data, bytes, std::move(allocated->fd),
+                       PlaceOf(std::move(exported)), name);
+  }
+
+  Result<Region> Register(std::byte* data, uint64_t bytes, const std::string& name) override {
+    KVRELAY_RETURN_IF_ERROR(MakeCurrent());
+    auto exported = ExportUsersMemory(driver_, ordinal_, data, bytes);
+    if (!exported.has_value()) return Error(exported.error().Wrap("region " + name));
+    return Region::Own(nullptr, data, bytes, std::move(exported->fd),
+                       PlaceOf(std::move(exported->exported)), name);
   }
 
   Result<std::unique_ptr<DeviceMapping>> Map(UniqueFd fd, uint64_t bytes) override {
     KVRELAY_RETURN_IF_ERROR(MakeCurrent());
+    if (HoldsIpcHandle(fd.get())) return MapIpcHandle(driver_, ordinal_, fd.get(), bytes);
     KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<const MemoryCuda> memory,
                              MemoryCuda::Import(driver_, ordinal_, std::move(fd), bytes));
     return std::make_unique<MappingCuda>(std::move(memory));
@@ -212,6 +223,10 @@ class DeviceCuda final : public Device {
       return Error(std::move(status));
     }
     return std::make_unique<CopyCuda>(ordinal_, lanes_, std::move(lane));
+  }
+
+  Region::Place PlaceOf(std::string exported) const {
+    return {.kind = DeviceKind::kCuda, .device = name_, .exported = std::move(exported)};
   }
 
   Status MakeCurrent() const { return CudaStatus(cudaSetDevice(ordinal_), name_); }

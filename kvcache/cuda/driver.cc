@@ -37,6 +37,8 @@ Result<Driver> Driver::Find() {
   KVRELAY_RETURN_IF_ERROR(FindOne("cuMemExportToShareableHandle", d.MemExportToShareableHandle));
   KVRELAY_RETURN_IF_ERROR(
       FindOne("cuMemImportFromShareableHandle", d.MemImportFromShareableHandle));
+  KVRELAY_RETURN_IF_ERROR(FindOne("cuMemRetainAllocationHandle", d.MemRetainAllocationHandle));
+  KVRELAY_RETURN_IF_ERROR(FindOne("cuMemGetAddressRange", d.MemGetAddressRange));
   KVRELAY_RETURN_IF_ERROR(FindOne("cuGetErrorName", d.GetErrorName));
   return d;
 }

@@ -1,4 +1,4 @@
-// The CUDA driver's functions for virtual memory. Found at run time: programs start without a
+// The CUDA driver's functions for memory. Found at run time: programs start without a
 // driver.
 #pragma once
 
@@ -21,6 +21,8 @@ struct Driver {
   decltype(&::cuMemSetAccess) MemSetAccess = nullptr;
   decltype(&::cuMemExportToShareableHandle) MemExportToShareableHandle = nullptr;
   decltype(&::cuMemImportFromShareableHandle) MemImportFromShareableHandle = nullptr;
+  decltype(&::cuMemRetainAllocationHandle) MemRetainAllocationHandle = nullptr;
+  decltype(&::cuMemGetAddressRange) MemGetAddressRange = nullptr;
   decltype(&::cuGetErrorName) GetErrorName = nullptr;
 
   // kRefused where there is no driver, or one without them.

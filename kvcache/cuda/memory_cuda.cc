@@ -1,8 +1,7 @@
 #include "kvcache/cuda/memory_cuda.h"
 
 #include <string>
-
-#include "kvcache/cuda/allocation.h"
+#include <utility>
 
 namespace kvrelay::cuda {
 namespace {
@@ -11,8 +10,8 @@ uint64_t WholePages(uint64_t bytes, uint64_t page) { return (bytes + page - 1) /
 
 }  // namespace
 
-Result<std::pair<std::shared_ptr<const MemoryCuda>, UniqueFd>> MemoryCuda::Allocate(
-    const Driver& driver, int device, uint64_t bytes) {
+Result<MemoryCuda::Exported> MemoryCuda::Allocate(const Driver& driver, int device,
+                                                  uint64_t bytes) {
   KVRELAY_ASSIGN_OR_RETURN(const uint64_t page, Allocation::Granularity(driver, device));
   const uint64_t rounded = WholePages(bytes, page);
   KVRELAY_ASSIGN_OR_RETURN(const Allocation allocation,
@@ -21,7 +20,7 @@ Result<std::pair<std::shared_ptr<const MemoryCuda>, UniqueFd>> MemoryCuda::Alloc
   KVRELAY_RETURN_IF_ERROR(
       memory->Map(allocation.handle(), rounded, page, device, CU_MEM_ACCESS_FLAGS_PROT_READWRITE));
   KVRELAY_ASSIGN_OR_RETURN(UniqueFd exported, allocation.Export(driver));
-  return std::pair(std::shared_ptr<const MemoryCuda>(std::move(memory)), std::move(exported));
+  return Exported{std::move(memory), std::move(exported), allocation.extras()};
 }
 
 Result<std::shared_ptr<const MemoryCuda>> MemoryCuda::Import(const Driver& driver, int device,

@@ -5,10 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <utility>
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "kvcache/cuda/allocation.h"
 #include "kvcache/cuda/driver.h"
 
 namespace kvrelay::cuda {
@@ -17,9 +17,13 @@ namespace kvrelay::cuda {
 // that makes one has the device current.
 class MemoryCuda {
  public:
+  struct Exported {
+    std::shared_ptr<const MemoryCuda> memory;
+    UniqueFd fd;
+    Allocation::Extras extras;
+  };
   // Reads and writes of `device`, with a descriptor for others; not zeroed. kResourceExhausted.
-  static Result<std::pair<std::shared_ptr<const MemoryCuda>, UniqueFd>> Allocate(
-      const Driver& driver, int device, uint64_t bytes);
+  static Result<Exported> Allocate(const Driver& driver, int device, uint64_t bytes);
   // Reads of `device`. Errors as Device::Map.
   static Result<std::shared_ptr<const MemoryCuda>> Import(const Driver& driver, int device,
                                                           UniqueFd fd, uint64_t bytes);

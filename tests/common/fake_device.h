@@ -33,10 +33,14 @@ class FakeDevice final : public Device {
     const std::lock_guard lock(mutex_);
     failure_ = std::move(status);
   }
+  // While it holds, Map does not return.
+  void HoldMapping() { mapping_held_ = true; }
+  void LetGoMapping() { mapping_held_ = false; }
   // From here on Pin refuses.
   void RefuseToPin() { pins_ = false; }
   uint64_t begun() const { return begun_; }
   uint64_t ended() const { return ended_; }
+  size_t mapped() const { return mapped_; }  // of peers' regions
   size_t pinned() const {
     const std::lock_guard lock(mutex_);
     return pinned_.size();
@@ -76,7 +80,12 @@ class FakeDevice final : public Device {
                        {.kind = DeviceKind::kCuda, .device = name_, .exported = "memfd"}, name);
   }
 
+  Result<Region> Register(std::byte*, uint64_t, const std::string& name) override {
+    return Error(Code::kInvalidArgument, "region " + name + " is no memory of " + name_);
+  }
+
   Result<std::unique_ptr<DeviceMapping>> Map(UniqueFd fd, uint64_t bytes) override {
+    while (mapping_held_) std::this_thread::sleep_for(std::chrono::microseconds(100));
     KVRELAY_ASSIGN_OR_RETURN(MappedRegion region, MappedRegion::Map(std::move(fd), bytes));
     auto mapping = std::make_unique<Mapped>(*this, std::move(region));
     Remember(mapping->data(), bytes, const_cast<std::byte*>(mapping->data()));
@@ -124,8 +133,13 @@ class FakeDevice final : public Device {
     Mapping ours;
   };
   struct Mapped final : DeviceMapping {
-    Mapped(FakeDevice& of, MappedRegion mapped) : device(of), region(std::move(mapped)) {}
-    ~Mapped() override { device.Forget(region.data()); }
+    Mapped(FakeDevice& of, MappedRegion mapped) : device(of), region(std::move(mapped)) {
+      ++device.mapped_;
+    }
+    ~Mapped() override {
+      device.Forget(region.data());
+      --device.mapped_;
+    }
     const std::byte* data() const override { return region.data(); }
     FakeDevice& device;
     MappedRegion region;
@@ -183,7 +197,9 @@ class FakeDevice final : public Device {
 
   const std::string name_ = "fake:0";
   std::atomic<bool> held_ = false;
+  std::atomic<bool> mapping_held_ = false;
   std::atomic<bool> pins_ = true;
+  std::atomic<size_t> mapped_ = 0;
   std::atomic<uint64_t> begun_ = 0;
   std::atomic<uint64_t> ended_ = 0;
   mutable std::mutex mutex_;

@@ -8,22 +8,17 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <functional>
-#include <future>
-#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "attention/cuda/device_array.h"
 #include "kvcache/cuda/device_cuda.h"
 #include "kvcache/cuda/long_runs.h"
-#include "kvcache/lease_record.h"
 #include "tests/common/from_env.h"
 #include "tests/common/temp_dir.h"
+#include "tests/cuda/gpu_end.h"
 #include "tests/kvcache/seed.h"
-#include "transport/transport.h"
 
 namespace kvrelay::cuda {
 namespace {
@@ -35,13 +30,9 @@ using testing_support::TestSeed;
 using transport::BegunRead;
 using transport::Completion;
 using transport::GuardRef;
-using transport::LocalRegion;
 using transport::PeerHandle;
-using transport::PeerSpec;
-using transport::Transport;
 
 constexpr uint64_t kHash = 0x1234567;
-constexpr RegionId kRecords = 1;
 
 // Every second slice of 2 KiB.
 CopyPlan Slices(uint64_t bytes) {
@@ -67,50 +58,13 @@ CopyPlan OneRun(uint64_t bytes) {
   return plan;
 }
 
-// One side: KV on a GPU, lease records on the host, and the way to both.
-struct ReuseSide {
-  ReuseSide(std::shared_ptr<Device> on, uint64_t bytes, const std::string& run_dir, Incarnation is)
-      : device(std::move(on)),
-        kv(device->Allocate(bytes, "reuse-kv").value()),
-        records(Region::AllocateHost(4096, "reuse-records").value()),
-        incarnation(is) {
-    transport::Options options;
-    options.regions = {LocalRegion::Of(kv), LocalRegion::Of(records)};
-    options.device = device;
-    options.executor = [](const std::function<void()>& fn) { fn(); };
-    options.run_dir = run_dir;
-    options.incarnation = incarnation;
-    way = transport::CreateMapped(options).value();
-  }
-  LeaseRecord& record() { return *reinterpret_cast<LeaseRecord*>(records.data()); }
-  PeerSpec Spec() const {
-    return {.name = "owner",
-            .address = way->LocalAddress(),
-            .region_bytes = {kv.bytes(), records.bytes()},
-            .incarnation = incarnation};
-  }
-  PeerHandle Connect(const PeerSpec& peer) {
-    std::promise<Result<PeerHandle>> connected;
-    way->Connect(
-        peer, steady_clock::now() + std::chrono::seconds(20),
-        [&](Result<PeerHandle> handle) { connected.set_value(std::move(handle)); }, [] {});
-    return connected.get_future().get().value();
-  }
-
-  const std::shared_ptr<Device> device;
-  Region kv;
-  Region records;
-  const Incarnation incarnation;
-  std::unique_ptr<Transport> way;
-};
-
 int ByteOf(uint64_t epoch) { return static_cast<int>(epoch % 251 + 1); }
 
 // Leases one after the other over the same blocks, each ended after a random time. All bytes of a
 // lease's KV are ByteOf its epoch.
 class ReusingOwner {
  public:
-  ReusingOwner(ReuseSide& side, int gpu) : side_(side), thread_([this, gpu] { Run(gpu); }) {}
+  ReusingOwner(GpuEnd& side, int gpu) : side_(side), thread_([this, gpu] { Run(gpu); }) {}
   ~ReusingOwner() {
     stop_ = true;
     thread_.join();
@@ -139,7 +93,7 @@ class ReusingOwner {
     KVRELAY_CUDA(cudaStreamDestroy(stream));
   }
 
-  ReuseSide& side_;
+  GpuEnd& side_;
   std::atomic<bool> stop_ = false;
   std::atomic<uint64_t> epoch_ = 0;
   std::thread thread_;
@@ -163,9 +117,9 @@ class ReuseCudaTest : public testing::Test {
   static Served Pull(int reader_gpu, uint64_t kv_bytes, const CopyPlan& plan, uint64_t pulls) {
     Served count;
     const tests::TempDir folder;
-    ReuseSide owner(OpenDevice(0).value(), kv_bytes, folder.path(), 11);
-    ReuseSide reader(OpenDevice(reader_gpu).value(), kv_bytes, folder.path(), 12);
-    const PeerHandle peer = reader.Connect(owner.Spec());
+    GpuEnd owner(OpenDevice(0).value(), kv_bytes, folder.path(), 11);
+    GpuEnd reader(OpenDevice(reader_gpu).value(), kv_bytes, folder.path(), 12);
+    const PeerHandle peer = reader.Connect(owner.Spec()).value();
     const uint64_t bytes = plan.bytes();
     void* memory = nullptr;
     KVRELAY_CUDA(cudaSetDevice(reader_gpu));
@@ -178,7 +132,7 @@ class ReuseCudaTest : public testing::Test {
                                   .incarnation = owner.incarnation,
                                   .table_hash = kHash,
                                   .extent = {.tokens = 1}};
-      const auto read = reader.way->Begin(peer, plan, GuardRef{.region = kRecords}, want);
+      const auto read = reader.way->Begin(peer, plan, GuardRef{.region = GpuEnd::kRecords}, want);
       if (read == nullptr) continue;  // it has ended already
       std::optional<Completion> completion;
       while (!completion) completion = read->Look();

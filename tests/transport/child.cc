@@ -27,7 +27,7 @@ Child::Child(const std::string& name, const std::vector<std::string>& arguments)
   int out[2];
   if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0) std::abort();
   const std::string flag = kFlag + name;
-  std::vector<char*> argv = {const_cast<char*>("transport_test"), const_cast<char*>(flag.c_str())};
+  std::vector<char*> argv = {const_cast<char*>("test"), const_cast<char*>(flag.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   pid_ = fork();

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -35,6 +36,7 @@ class MappedDeviceTest : public OwnerTest {
       device_->Adopt(options.regions[kKv].data, kKvBytes);
       options.device = device_;
       options.throttle = throttle_;
+      options.max_mapped_bytes = max_mapped_bytes_;
     });
   }
   // Begins to read everything, and waits until the device has it in work.
@@ -58,6 +60,7 @@ class MappedDeviceTest : public OwnerTest {
   const std::shared_ptr<FakeDevice> device_ = std::make_shared<FakeDevice>();
   std::shared_ptr<Throttle> throttle_ =
       std::make_shared<Throttle>(Caps{.bytes_per_s = 0, .inflight_bytes = kKvBytes / 2});
+  uint64_t max_mapped_bytes_ = 0;
   std::unique_ptr<Node> owner_;
   std::unique_ptr<Node> reader_;
   PeerHandle peer_ = 0;
@@ -203,6 +206,103 @@ TEST_F(MappedDeviceTest, DestructionWaitsForTheDevice) {
   later.join();
   ASSERT_TRUE(reader_->control().RunUntil([&] { return done.has_value(); }));
   EXPECT_EQ(done->status.code(), Code::kCancelled);
+}
+
+TEST_F(MappedDeviceTest, NobodyWaitsWhileAnotherPeersMemoryIsMapped) {
+  const auto other = MakeNode();
+  std::optional<Result<PeerHandle>> connected;
+  device_->HoldMapping();
+  reader_->transport().Connect(
+      other->Spec("other"), In(seconds(60)),
+      [&](Result<PeerHandle> peer) { connected = std::move(peer); }, [] {});
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_TRUE(Read(*reader_, peer_, Contiguous(0, 4096), Node::guard(3)).status.ok());
+    reader_->control().RunFor(milliseconds(1));
+  }
+  EXPECT_FALSE(connected.has_value());
+  device_->LetGoMapping();
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return connected.has_value(); }));
+  EXPECT_TRUE(connected->has_value()) << connected->error().ToString();
+}
+
+TEST_F(MappedDeviceTest, AnOwnerThatEndsWhileItsMemoryIsMappedIsNoPeer) {
+  auto other = MakeNode();
+  std::optional<Result<PeerHandle>> connected;
+  device_->HoldMapping();
+  reader_->transport().Connect(
+      other->Spec("other"), In(seconds(60)),
+      [&](Result<PeerHandle> peer) { connected = std::move(peer); }, [] {});
+  reader_->control().RunFor(milliseconds(20));
+  other.reset();
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return connected.has_value(); }));
+  ASSERT_FALSE(connected->has_value());
+  EXPECT_EQ(connected->error().code(), Code::kPeerUnreachable);
+  device_->LetGoMapping();
+  reader_->control().RunFor(milliseconds(50));
+  EXPECT_EQ(device_->mapped(), 1U) << "the first owner's";
+}
+
+TEST_F(MappedDeviceTest, LetsGoOfWhatWasReadTheLongestTimeAgo) {
+  max_mapped_bytes_ = 2 * (kKvBytes + 4096);
+  reader_ = MakeNode();
+  const auto connect = [&](const Node& owner, bool& gone) {
+    return reader_->Connect(owner.Spec("owner"), [&gone] { gone = true; }).value_or(0);
+  };
+  const auto reads = [&](PeerHandle peer) {
+    return Read(*reader_, peer, Contiguous(0, 4096), Node::guard(3)).status.code();
+  };
+  bool gone[3] = {};
+  const auto second = MakeNode();
+  const auto third = MakeNode();
+  const PeerHandle a = connect(*owner_, gone[0]);
+  const PeerHandle b = connect(*second, gone[1]);
+  EXPECT_EQ(reads(b), Code::kOk);
+  EXPECT_EQ(reads(a), Code::kOk);
+  const PeerHandle c = connect(*third, gone[2]);
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return gone[1]; }));
+  EXPECT_EQ(reads(a), Code::kOk);
+  EXPECT_EQ(reads(b), Code::kPeerUnreachable);
+  EXPECT_EQ(reads(c), Code::kOk);
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return device_->mapped() == 2; }));
+
+  // One that is being read stays, whatever was read after it.
+  std::optional<Completion> done;
+  device_->Hold();
+  reader_->transport().Read(a, Whole(Contiguous(0, 4096)), Node::guard(3), In(seconds(60)),
+                            [&](Completion completion) { done = std::move(completion); });
+  reader_->control().RunFor(milliseconds(20));
+  bool gone_again = false;
+  const PeerHandle again = connect(*second, gone_again);
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return gone[2]; }));
+  device_->LetGo();
+  ASSERT_TRUE(reader_->control().RunUntil([&] { return done.has_value(); }));
+  EXPECT_TRUE(done->status.ok()) << done->status.ToString();
+  EXPECT_EQ(reads(again), Code::kOk);
+  EXPECT_FALSE(gone[0] || gone_again);
+}
+
+TEST_F(MappedDeviceTest, OwnersThatComeAndGoLeaveNothingMapped) {
+  reader_ = MakeNode();
+  owner_.reset();
+  const auto descriptors = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
+                         std::filesystem::directory_iterator());
+  };
+  const auto before = descriptors();
+  for (int round = 0; round < 100; ++round) {
+    const auto owner = MakeNode();
+    owner->StartLease(3);
+    bool gone = false;
+    const auto peer = reader_->Connect(owner->Spec("owner"), [&] { gone = true; });
+    ASSERT_TRUE(peer.has_value()) << peer.error().ToString();
+    for (int i = 0; i < 100; ++i) {
+      ASSERT_TRUE(Read(*reader_, *peer, Contiguous(0, 4096), Node::guard(3)).status.ok());
+    }
+    owner->DestroyTransport();
+    ASSERT_TRUE(reader_->control().RunUntil([&] { return gone; }, seconds(1)));
+    ASSERT_TRUE(reader_->control().RunUntil([&] { return device_->mapped() == 0; }, seconds(1)));
+  }
+  EXPECT_EQ(descriptors(), before);
 }
 
 TEST_F(MappedDeviceTest, ReadsTheHostsMemoryOnceItIsPinned) {

@@ -105,6 +105,7 @@ Status Daemon::OpenAgent(const DaemonOptions& options) {
   to.host_id = options.host_id;
   to.data_interface = options.data_interface;
   to.caps = {.bytes_per_s = options.max_bytes_per_s, .inflight_bytes = options.max_inflight_bytes};
+  to.max_mapped_bytes = options.max_mapped_bytes;
   to.trusted_data_network = options.DataNetworkIsTrusted();
   to.curve = options.identity;
   to.spin = std::chrono::microseconds(options.spin_us);

@@ -94,6 +94,9 @@ void DaemonOptions::Declare(FlagSet& flags) {
       "max_inflight_bytes", &max_inflight_bytes, 0, UINT64_MAX,
       "of those, bytes on their way at one time, a larger message alone; and the same of the "
       "streams that it has asked others for; 0: as many as it likes");
+  flags.Whole("max_mapped_bytes", &max_mapped_bytes, 0, UINT64_MAX,
+              "of other daemons' caches on this host that each rank keeps mapped, those read the "
+              "longest time ago out first; 0: all");
   flags.Whole("spin_us", &spin_us, 0, 1'000'000, "microseconds a thread spins before it sleeps");
   flags.Section("Process");
   flags.Whole("drain_timeout_ms", &drain_timeout_ms, 0, proto::kMaxDurationMs,

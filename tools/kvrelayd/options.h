@@ -35,6 +35,7 @@ struct DaemonOptions {
   std::string run_dir;           // empty: DefaultRunDir()
   uint64_t max_bytes_per_s = 0;  // 0: no cap, as below
   uint64_t max_inflight_bytes = 0;
+  uint64_t max_mapped_bytes = 0;
   uint32_t spin_us = 50;
 
   uint32_t lease_ttl_ms = 30'000;
