@@ -3,6 +3,8 @@
 #include <cuda_runtime_api.h>
 #include <fcntl.h>
 
+#include <atomic>
+#include <iterator>
 #include <string>
 
 #include "kvcache/cuda/cuda_status.h"
@@ -11,6 +13,7 @@ namespace kvrelay::cuda {
 namespace {
 
 constexpr CUmemAllocationHandleType kDescriptor = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+constexpr unsigned kFabric = 8;  // CU_MEM_HANDLE_TYPE_FABRIC, of CUDA 12.3 on; others refuse it
 
 CUmemAllocationProp PropertiesOn(int device) {
   CUmemAllocationProp properties{};
@@ -44,13 +47,16 @@ Result<Allocation> Allocation::Create(const Driver& driver, int device, uint64_t
   };
   if (bytes > free_bytes) return too_little("");
   // Drivers and devices refuse what they do not have, and some say that they have what they refuse.
+  // What was refused once is not asked for again.
   static constexpr Extras kWishes[] = {{true, true}, {false, true}, {false, false}};
+  static std::atomic<size_t> first_wish = 0;
   CUresult error = CUDA_SUCCESS;
-  for (const Extras& extras : kWishes) {
+  for (size_t wish = first_wish; wish < std::size(kWishes); ++wish) {
+    const Extras& extras = kWishes[wish];
     CUmemAllocationProp properties = PropertiesOn(device);
     if (extras.fabric) {
       properties.requestedHandleTypes =
-          static_cast<CUmemAllocationHandleType>(kDescriptor | CU_MEM_HANDLE_TYPE_FABRIC);
+          static_cast<CUmemAllocationHandleType>(kDescriptor | kFabric);
     }
     properties.allocFlags.gpuDirectRDMACapable = extras.rdma ? 1 : 0;
     CUmemGenericAllocationHandle handle = 0;
@@ -58,6 +64,7 @@ Result<Allocation> Allocation::Create(const Driver& driver, int device, uint64_t
     if (error == CUDA_SUCCESS) {
       Allocation allocation(driver, handle);
       allocation.extras_ = extras;
+      first_wish = wish;
       return allocation;
     }
     if (error == CUDA_ERROR_OUT_OF_MEMORY) break;

@@ -3,6 +3,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <functional>
+#include <iterator>
+#include <map>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -21,12 +24,6 @@ namespace {
 // slices of 256 bytes on), one reaches 42 and 34.
 constexpr uint32_t kSmsForHost = 4;
 
-bool IsHosts(const void* at) {
-  cudaPointerAttributes attributes{};
-  return cudaPointerGetAttributes(&attributes, at) == cudaSuccess &&
-         attributes.type == cudaMemoryTypeHost;
-}
-
 class MappingCuda final : public DeviceMapping {
  public:
   explicit MappingCuda(std::shared_ptr<const MemoryCuda> memory) : memory_(std::move(memory)) {}
@@ -36,17 +33,44 @@ class MappingCuda final : public DeviceMapping {
   const std::shared_ptr<const MemoryCuda> memory_;
 };
 
+// Spans of the host's memory that the device reaches.
+class Pins {
+ public:
+  void Add(std::span<const std::byte> memory) {
+    const std::lock_guard lock(mutex_);
+    spans_.emplace(memory.data(), memory.size());
+  }
+  void Remove(const std::byte* data) {
+    const std::lock_guard lock(mutex_);
+    spans_.erase(data);
+  }
+  bool Hold(const std::byte* at) const {
+    const std::lock_guard lock(mutex_);
+    const auto next = spans_.upper_bound(at);
+    return next != spans_.begin() && at < std::prev(next)->first + std::prev(next)->second;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<const std::byte*, uint64_t, std::less<>> spans_;
+};
+
 class PinnedCuda final : public PinnedHost {
  public:
-  PinnedCuda(int ordinal, void* at) : ordinal_(ordinal), at_(at) {}
+  PinnedCuda(int ordinal, Pins& pins, std::span<const std::byte> memory)
+      : ordinal_(ordinal), pins_(pins), at_(memory.data()) {
+    pins_.Add(memory);
+  }
   ~PinnedCuda() override {
+    pins_.Remove(at_);
     cudaSetDevice(ordinal_);
-    cudaHostUnregister(at_);
+    cudaHostUnregister(const_cast<std::byte*>(at_));
   }
 
  private:
   const int ordinal_;
-  void* const at_;
+  Pins& pins_;
+  const std::byte* const at_;
 };
 
 // Lanes that nobody uses.
@@ -171,7 +195,7 @@ class DeviceCuda final : public Device {
       return Error(Code::kRefused, name_ + " cannot pin " + std::to_string(memory.size()) +
                                        " bytes of the host: " + cudaGetErrorString(error));
     }
-    auto pinned = std::make_unique<PinnedCuda>(ordinal_, at);
+    auto pinned = std::make_unique<PinnedCuda>(ordinal_, pins_, memory);
     void* seen = nullptr;
     if (cudaHostGetDevicePointer(&seen, at, 0) != cudaSuccess || seen != at) {
       return Error(Code::kRefused, name_ + " sees the host's memory at other addresses");
@@ -197,9 +221,10 @@ class DeviceCuda final : public Device {
   // The runs are long enough for a peer's memory, and the host's.
   bool EngineIsFaster(uint64_t bytes, const std::vector<LongRun>& runs) const {
     if (runs.empty()) return false;
+    if (pins_.Hold(runs.front().src)) return true;
     cudaPointerAttributes src{};
     if (cudaPointerGetAttributes(&src, runs.front().src) != cudaSuccess) return false;
-    return src.type == cudaMemoryTypeHost || src.device != ordinal_ ||
+    return src.device != ordinal_ ||
            (options_.max_sms <= kSmsBelowEngine && bytes / runs.size() >= kLongRunWithin);
   }
 
@@ -207,8 +232,8 @@ class DeviceCuda final : public Device {
                            std::span<std::byte* const> dst_regions) const {
     GatherOptions options = options_;
     if (plan.places.empty()) return options;
-    if (IsHosts(src_regions[plan.places[0].src_region]) ||
-        IsHosts(dst_regions[plan.places[0].dst_region])) {
+    if (pins_.Hold(src_regions[plan.places[0].src_region]) ||
+        pins_.Hold(dst_regions[plan.places[0].dst_region])) {
       options.max_sms = std::min(options.max_sms, kSmsForHost);
     }
     return options;
@@ -235,6 +260,7 @@ class DeviceCuda final : public Device {
   const std::string name_;
   const GatherOptions options_;
   const Driver driver_;
+  Pins pins_;
   Lanes lanes_;
 };
 

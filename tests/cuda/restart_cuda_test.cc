@@ -182,14 +182,16 @@ TEST_F(RestartCudaTest, RestartsAndPullsLeaveNothingBehind) {
   size_t descriptors = 0;
   uint64_t pulls = 0;
   for (uint64_t round = 0; round < restarts; ++round) {
-    Owner owner = StartOwner(8 << 20, "own");
-    ASSERT_NE(owner.peer, 0U);
-    for (int i = 0; i < 100; ++i, ++pulls) {
-      Pull(owner);
-      if (HasFatalFailure()) return;
+    {
+      Owner owner = StartOwner(8 << 20, "own");
+      ASSERT_NE(owner.peer, 0U);
+      for (int i = 0; i < 100; ++i, ++pulls) {
+        Pull(owner);
+        if (HasFatalFailure()) return;
+      }
+      ExpectOwnersBytes(owner);
+      Kill(owner);
     }
-    ExpectOwnersBytes(owner);
-    Kill(owner);
     if (round == 0) {  // what is made once is there
       std::this_thread::sleep_for(std::chrono::milliseconds(200));
       free = FreeBytes();

@@ -5,9 +5,12 @@
 // other. A pull is planned when its lease is claimed, which is before the order; how long planning
 // takes is measured beside. Pulls come one after the other, and after a pause of 3 ms in which
 // threads fall asleep. The owner is on the first GPU, the reader on the same and, where there is
-// one with peer access, on the second. Every first pull of a case is checked byte by byte.
+// one with peer access, on the second; then one of the two has its cache in the host's memory,
+// pinned for the copy that is compared with, or both stream through it. Every first pull of a case
+// is checked byte by byte.
 //
-// usage: bench_pull_cuda [--json=FILE] [--rounds=N]
+// usage: bench_pull_cuda [--json=FILE] [--rounds=N] [--crossed]
+//   --crossed: only what has the host's memory on a side, or streams through it
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -49,6 +52,17 @@ constexpr uint32_t kBlockSize = 16;
 constexpr uint64_t kRowBytes = kDim * 2;
 constexpr uint32_t kInARow = 8;  // pulls without a pause between them
 
+constexpr int kHost = -1;  // in place of a GPU
+
+std::string NameOf(int place) { return place == kHost ? "host" : "cuda:" + std::to_string(place); }
+
+// Whose memory, and how it gets from the one to the other.
+struct Way {
+  int owner = 0;
+  int reader = 0;
+  const char* transport = "mapped";
+};
+
 struct Case {
   const char* name;
   uint32_t layers;
@@ -72,6 +86,15 @@ constexpr Case kCases[] = {
     {"blocks in order", 32, 8192, 1, KvFormat::kNhd, KvFormat::kNhd, false},
 };
 
+// Between the host and a GPU.
+constexpr Way kCrossings[] = {
+    {0, kHost, "auto"}, {kHost, 0, "auto"}, {kHost, 0, "ucx-packed"}, {0, 0, "ucx-packed"}};
+constexpr Case kCrossed[] = {
+    {"one layout", 32, 512, 1, KvFormat::kNhd, KvFormat::kNhd},
+    {"NHD to HND", 32, 512, 1, KvFormat::kNhd, KvFormat::kHnd},
+    {"one layout", 32, 2048, 1, KvFormat::kNhd, KvFormat::kNhd},
+};
+
 // All blocks of a new pool of a side.
 BlockTable TakeBlocks(const Case& c, const std::shared_ptr<BlockPool>& pool, uint32_t seed) {
   BlockTable blocks = Must(pool->Allocate(c.tokens / kBlockSize));
@@ -84,42 +107,45 @@ BlockTable TakeBlocks(const Case& c, const std::shared_ptr<BlockPool>& pool, uin
   return shuffled;
 }
 
-// An engine with its memory on a GPU, and a copy of that on the host to look at.
+// An engine with its memory on a GPU or the host, and a copy of that on the host to look at.
 struct Side {
-  Side(const Case& c, KvFormat format, uint32_t tp, int gpu, uint32_t max_sms,
-       const std::string& run_dir)
-      : device(Must(cuda::OpenDevice(gpu, {.max_sms = max_sms}))),
+  Side(const Case& c, KvFormat format, uint32_t tp, int place, const std::string& transport,
+       uint32_t max_sms, const std::string& run_dir)
+      : device(place == kHost ? nullptr : Must(cuda::OpenDevice(place, {.max_sms = max_sms}))),
         pool(BlockPool::Create(c.tokens / kBlockSize + 1)) {
     std::vector<agent::RankCache> caches;
     for (uint32_t rank = 0; rank < tp; ++rank) {
       shards.push_back(Must(KvShard::Make(c.layers, kHeads, tp, rank)));
       layouts.push_back(KvLayout::Dense(format, DType::kBf16, c.layers, shards.back().head_count,
                                         kDim, kBlockSize, c.tokens / kBlockSize + 1));
+      const uint64_t bytes = layouts.back().dense_bytes();
       regions.push_back(std::make_unique<Region>(
-          Must(device->Allocate(layouts.back().dense_bytes(), "bench-pull"))));
-      host.emplace_back(layouts.back().dense_bytes());
+          Must(device == nullptr ? Region::AllocateHost(bytes, "bench-pull")
+                                 : device->Allocate(bytes, "bench-pull"))));
+      host.emplace_back(bytes);
       caches.push_back({layouts.back(), shards.back(), {regions.back().get()}, device});
     }
     agent::EngineAgentOptions options;
     options.model.bytes[0] = 1;
     options.block_size = kBlockSize;
-    options.transport = "mapped";
+    options.transport = transport;
     options.run_dir = run_dir;
     agent = Must(agent::EngineAgent::Create(options, caches, pool, prefixes));
     agent->Run();
   }
   ~Side() { agent->Shutdown(); }
 
-  void ToDevice() {
+  void ToPlace() {
     for (size_t rank = 0; rank < host.size(); ++rank) {
       KVRELAY_CUDA(cudaMemcpy(regions[rank]->data(), host[rank].data(), host[rank].size(),
-                              cudaMemcpyHostToDevice));
+                              cudaMemcpyDefault));
     }
+    KVRELAY_CUDA(cudaDeviceSynchronize());
   }
-  void ToHost() {
+  void FromPlace() {
     for (size_t rank = 0; rank < host.size(); ++rank) {
       KVRELAY_CUDA(cudaMemcpy(host[rank].data(), regions[rank]->data(), host[rank].size(),
-                              cudaMemcpyDeviceToHost));
+                              cudaMemcpyDefault));
     }
   }
   // visit(row on the host, its name) for every row of `tokens` tokens.
@@ -158,12 +184,12 @@ class Owner {
   const int fd_;
 };
 
-void Own(const Case& c, const std::string& run_dir, int fd) {
-  Side side(c, c.owner, c.owner_tp, 0, 16, run_dir);
+void Own(const Case& c, const Way& way, const std::string& run_dir, int fd) {
+  Side side(c, c.owner, c.owner_tp, way.owner, way.transport, 16, run_dir);
   const BlockTable all = TakeBlocks(c, side.pool, 1);
   side.ForEachRow(all.blocks(), c.tokens,
                   [](std::byte* row, const RowName& name) { name.Fill(row, kRowBytes); });
-  side.ToDevice();
+  side.ToPlace();
   char asked = 0;
   while (recv(fd, &asked, 1, 0) == 1) {
     const LeaseId lease = OfferAll(*side.agent, all, c.tokens);
@@ -180,6 +206,7 @@ void Own(const Case& c, const std::string& run_dir, int fd) {
 struct Pulled {
   double us = 0;
   uint64_t bytes = 0;
+  std::string path;
 };
 
 // A claimed lease that waits to be pulled, into blocks that stay the caller's.
@@ -210,8 +237,9 @@ class ClaimedLoad {
               std::future_status::ready,
           "no KV within a minute");
     auto [result, at] = state_->finished.get_future().get();
-    const uint64_t bytes = Must(std::move(result)).own.bytes;
-    return {std::chrono::duration<double, std::micro>(at - state_->asked).count(), bytes};
+    const agent::PullStats stats = Must(std::move(result)).own;
+    return {std::chrono::duration<double, std::micro>(at - state_->asked).count(), stats.bytes,
+            stats.path};
   }
 
  private:
@@ -228,28 +256,27 @@ class ClaimedLoad {
 // One copy on the copy engine, until the host sees its end.
 class BigCopy {
  public:
-  BigCopy(int from, int to, uint64_t bytes) : to_(to), bytes_(bytes) {
-    KVRELAY_CUDA(cudaSetDevice(from));
-    KVRELAY_CUDA(cudaMalloc(&src_, bytes));
+  BigCopy(int from, int to, uint64_t bytes) : from_(from), to_(to), bytes_(bytes) {
+    src_ = Allocate(from, bytes);
     KVRELAY_CUDA(cudaMemset(src_, 1, bytes));
     KVRELAY_CUDA(cudaDeviceSynchronize());
-    KVRELAY_CUDA(cudaSetDevice(to));
-    if (from != to) {
+    KVRELAY_CUDA(cudaSetDevice(std::max(to, 0)));
+    if (from != to && from != kHost && to != kHost) {
       const cudaError_t error = cudaDeviceEnablePeerAccess(from, 0);
       if (error == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
     }
-    KVRELAY_CUDA(cudaMalloc(&dst_, bytes));
+    dst_ = Allocate(to, bytes);
     KVRELAY_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     KVRELAY_CUDA(cudaEventCreateWithFlags(&end_, cudaEventDisableTiming));
   }
   ~BigCopy() {
-    cudaFree(src_);
-    cudaFree(dst_);
+    Free(from_, src_);
+    Free(to_, dst_);
     cudaEventDestroy(end_);
     cudaStreamDestroy(stream_);
   }
   double Us() {
-    KVRELAY_CUDA(cudaSetDevice(to_));
+    KVRELAY_CUDA(cudaSetDevice(std::max(to_, 0)));
     const auto begin = steady_clock::now();
     KVRELAY_CUDA(cudaMemcpyAsync(dst_, src_, bytes_, cudaMemcpyDefault, stream_));
     KVRELAY_CUDA(cudaEventRecord(end_, stream_));
@@ -259,6 +286,21 @@ class BigCopy {
   }
 
  private:
+  static void* Allocate(int place, uint64_t bytes) {
+    void* memory = nullptr;
+    if (place == kHost) {
+      KVRELAY_CUDA(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault));
+    } else {
+      KVRELAY_CUDA(cudaSetDevice(place));
+      KVRELAY_CUDA(cudaMalloc(&memory, bytes));
+    }
+    return memory;
+  }
+  static void Free(int place, void* memory) {
+    place == kHost ? cudaFreeHost(memory) : cudaFree(memory);
+  }
+
+  const int from_;
   const int to_;
   const uint64_t bytes_;
   void* src_ = nullptr;
@@ -298,18 +340,19 @@ struct Spread {
   nlohmann::ordered_json json() const { return {{"min", min}, {"median", median}, {"max", max}}; }
 };
 
-nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std::string& run_dir,
-                            Owner owner, int rounds) {
-  Side reader(c, c.reader, 1, gpu, max_sms, run_dir);
+nlohmann::ordered_json Read(const Case& c, const Way& way, uint32_t max_sms,
+                            const std::string& run_dir, Owner owner, int rounds) {
+  Side reader(c, c.reader, 1, way.reader, way.transport, max_sms, run_dir);
   const BlockTable blocks = TakeBlocks(c, reader.pool, 2);
   for (std::vector<std::byte>& bytes : reader.host) std::ranges::fill(bytes, std::byte{0xff});
-  reader.ToDevice();
-  const uint64_t bytes = ClaimedLoad(reader, owner, blocks).Pull().bytes;
-  reader.ToHost();
+  reader.ToPlace();
+  const Pulled first = ClaimedLoad(reader, owner, blocks).Pull();
+  const uint64_t bytes = first.bytes;
+  reader.FromPlace();
   reader.ForEachRow(blocks.blocks(), c.tokens, [](const std::byte* row, const RowName& name) {
     Check(name.Fills(row, kRowBytes), "wrong bytes");
   });
-  BigCopy floor(0, gpu, bytes);
+  BigCopy floor(way.owner, way.reader, bytes);
   std::vector<double> pull_us;   // one after the other
   std::vector<double> pause_us;  // after a pause
   std::vector<double> copy_us;
@@ -333,19 +376,21 @@ nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std:
   const double plan_us = PlanUs(c, reader, blocks);
   const auto rate = [&](double us) { return static_cast<double>(bytes) / us / 1e3; };
   std::printf(
-      "%-18s to cuda:%d %3u SMs %8.2f MB | plan us %5.1f | copy us %8.1f %6.1f GB/s | pull us "
+      "%-18s %s to %s by %s %3u SMs %8.2f MB | plan us %5.1f | copy us %8.1f %6.1f GB/s | pull us "
       "%8.1f (%.1f, %.1f) "
       "%6.1f GB/s, ratio %.3f | after a pause %8.1f (%.1f, %.1f), ratio %.3f\n",
-      c.name, gpu, max_sms, static_cast<double>(bytes) / 1e6, plan_us, copy.median,
-      rate(copy.median), pull.median, pull.min, pull.max, rate(pull.median),
-      copy.median / pull.median, after_pause.median, after_pause.min, after_pause.max,
-      copy.median / after_pause.median);
+      c.name, NameOf(way.owner).c_str(), NameOf(way.reader).c_str(), first.path.c_str(), max_sms,
+      static_cast<double>(bytes) / 1e6, plan_us, copy.median, rate(copy.median), pull.median,
+      pull.min, pull.max, rate(pull.median), copy.median / pull.median, after_pause.median,
+      after_pause.min, after_pause.max, copy.median / after_pause.median);
   std::fflush(stdout);
   return {{"case", c.name},
           {"layers", c.layers},
           {"tokens", c.tokens},
           {"owner_tp", c.owner_tp},
-          {"reader_gpu", gpu},
+          {"owner", NameOf(way.owner)},
+          {"reader", NameOf(way.reader)},
+          {"path", first.path},
           {"max_sms", max_sms},
           {"shuffled", c.shuffled},
           {"bytes", bytes},
@@ -357,7 +402,7 @@ nlohmann::ordered_json Read(const Case& c, int gpu, uint32_t max_sms, const std:
 }
 
 // The case in two new processes: this one never touches a GPU. Its JSON.
-std::string Measure(const Case& c, int gpu, uint32_t max_sms, const std::string& run_dir,
+std::string Measure(const Case& c, const Way& way, uint32_t max_sms, const std::string& run_dir,
                     int rounds) {
   int tickets[2];
   int result[2];
@@ -373,12 +418,12 @@ std::string Measure(const Case& c, int gpu, uint32_t max_sms, const std::string&
   };
   const pid_t owner = start([&] {
     close(tickets[0]);
-    Own(c, run_dir + "/owner", tickets[1]);
+    Own(c, way, run_dir + "/owner", tickets[1]);
   });
   const pid_t reader = start([&] {
     close(tickets[1]);
     const std::string text =
-        Read(c, gpu, max_sms, run_dir + "/reader", Owner(tickets[0]), rounds).dump();
+        Read(c, way, max_sms, run_dir + "/reader", Owner(tickets[0]), rounds).dump();
     Check(write(result[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()), "pipe");
   });
   close(tickets[0]);
@@ -417,14 +462,17 @@ int VisibleGpus() {
 int Main(int argc, char** argv) {
   std::string json_file;
   int rounds = 21;
+  bool only_crossed = false;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     if (arg.starts_with("--json=")) {
       json_file = arg.substr(7);
     } else if (arg.starts_with("--rounds=")) {
       rounds = std::max(1, std::atoi(arg.c_str() + 9));
+    } else if (arg == "--crossed") {
+      only_crossed = true;
     } else {
-      std::fprintf(stderr, "usage: bench_pull_cuda [--json=FILE] [--rounds=N]\n");
+      std::fprintf(stderr, "usage: bench_pull_cuda [--json=FILE] [--rounds=N] [--crossed]\n");
       return 2;
     }
   }
@@ -436,11 +484,16 @@ int Main(int argc, char** argv) {
   std::string folder = (std::filesystem::temp_directory_path() / "kvrelay-pull-XXXXXX").string();
   Check(mkdtemp(folder.data()) != nullptr, "no temporary folder");
   auto rows = nlohmann::ordered_json::array();
-  for (int gpu = 0; gpu < gpus; ++gpu) {
+  for (int gpu = 0; gpu < gpus && !only_crossed; ++gpu) {
     for (const Case& c : kCases) {
       for (const uint32_t sms : gpu == 0 ? std::vector{16U, 64U} : std::vector{8U, 16U, 32U}) {
-        rows.push_back(nlohmann::ordered_json::parse(Measure(c, gpu, sms, folder, rounds)));
+        rows.push_back(nlohmann::ordered_json::parse(Measure(c, {0, gpu}, sms, folder, rounds)));
       }
+    }
+  }
+  for (const Way& way : kCrossings) {
+    for (const Case& c : kCrossed) {
+      rows.push_back(nlohmann::ordered_json::parse(Measure(c, way, 16, folder, rounds)));
     }
   }
   std::filesystem::remove_all(folder);

@@ -1,7 +1,8 @@
 // The two stages of a packed stream where a GPU has the KV: chunks packed into pinned memory of the
-// host, every second slice of shuffled blocks, and unpacked from there, as many at a time as a rail
-// has; against one copy of the copy engine to or from pinned memory of the same size. From the
-// first call until the host sees the last end. The first of every case is checked byte by byte.
+// host, every second slice of shuffled blocks, and unpacked from there, by one rail (a thread that
+// has four chunks in work) and by two; against one copy of the copy engine to or from pinned memory
+// of the same size. From the first call until the host sees the last end. The first of every case
+// is checked byte by byte.
 //
 // usage: bench_staged_cuda [--json=FILE] [--rounds=N]
 #include <sys/mman.h>
@@ -18,6 +19,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "attention/cuda/device_array.h"
@@ -33,7 +35,8 @@ using std::chrono::steady_clock;
 constexpr uint64_t kBytes = 64 << 20;  // of a request, one head of two
 constexpr uint32_t kRows = 16;         // slices of a block, at least
 constexpr uint64_t kLargestBlock = 128 << 10;
-constexpr size_t kSlots = 8;
+constexpr size_t kSlots = 8;   // of a rail
+constexpr size_t kAtOnce = 4;  // of them, for one reader
 
 double UsSince(TimePoint begin) {
   return std::chrono::duration<double, std::micro>(steady_clock::now() - begin).count();
@@ -56,7 +59,7 @@ class Stages {
   ~Stages() { cudaStreamDestroy(stream_); }
 
   // Of packing (or unpacking) all of it in chunks, and of one copy.
-  nlohmann::ordered_json Measure(bool pack, uint64_t slice, uint64_t chunk, size_t at_once) {
+  nlohmann::ordered_json Measure(bool pack, uint64_t slice, uint64_t chunk, size_t rails) {
     const uint32_t rows = static_cast<uint32_t>(
         std::max<uint64_t>(1, std::min<uint64_t>(kRows, kLargestBlock / slice)));
     const uint64_t block = slice * rows;
@@ -68,31 +71,17 @@ class Stages {
       plans.push_back(
           PlanOf(pack, slice, rows, std::span(places).subspan(first / block, chunk / block)));
     }
-    const uint64_t slots = chunk * kSlots <= kBytes ? kSlots : kBytes / chunk;
     std::vector<double> us;
     std::vector<double> copy_us;
     for (int round = -1; round < rounds_; ++round) {
       if (round == -1) Prepare(pack);
       const auto begin = steady_clock::now();
-      std::deque<std::unique_ptr<DeviceCopy>> under_way;
-      for (size_t i = 0; i < plans.size(); ++i) {
-        if (under_way.size() == at_once) {
-          while (!under_way.front()->Ended()) {
-          }
-          under_way.pop_front();
-        }
-        // The check sees all of it.
-        std::byte* const slot = host_.data() + (round == -1 ? i : i % slots) * chunk;
-        under_way.push_back(
-            Must(pack ? device_->Copy(plans[i], std::vector<const std::byte*>{kv_.data()},
-                                      std::vector<std::byte*>{slot})
-                      : device_->Copy(plans[i], std::vector<const std::byte*>{slot},
-                                      std::vector<std::byte*>{kv_.data()})));
+      std::vector<std::thread> others;
+      for (size_t rail = 1; rail < rails; ++rail) {
+        others.emplace_back([&, rail] { MoveShare(pack, plans, chunk, rail, rails, round == -1); });
       }
-      for (const auto& copy : under_way) {
-        while (!copy->Ended()) {
-        }
-      }
+      MoveShare(pack, plans, chunk, 0, rails, round == -1);
+      for (std::thread& other : others) other.join();
       if (round == -1) {
         Verify(pack, slice, rows, places);
         continue;
@@ -108,16 +97,16 @@ class Stages {
     const double median = MedianOf(us);
     const double copy = MedianOf(copy_us);
     std::printf(
-        "%-6s slices %6llu chunks %8llu, %zu at once: %8.1f us %5.1f GB/s | copy %8.1f us %5.1f "
+        "%-6s slices %6llu chunks %8llu, %zu rails: %8.1f us %5.1f GB/s | copy %8.1f us %5.1f "
         "GB/s | ratio %.3f\n",
         pack ? "pack" : "unpack", static_cast<unsigned long long>(slice),
-        static_cast<unsigned long long>(chunk), at_once, median, kBytes / median / 1e3, copy,
+        static_cast<unsigned long long>(chunk), rails, median, kBytes / median / 1e3, copy,
         kBytes / copy / 1e3, copy / median);
     std::fflush(stdout);
     return {{"stage", pack ? "pack" : "unpack"},
             {"slice", slice},
             {"chunk", chunk},
-            {"at_once", at_once},
+            {"rails", rails},
             {"bytes", kBytes},
             {"us", median},
             {"copy_us", copy},
@@ -141,6 +130,27 @@ class Stages {
       plan.segments.push_back(pack ? CopySegment{there, here} : CopySegment{here, there});
     }
     return plan;
+  }
+  // Every chunk of one rail, some of them at a time.
+  void MoveShare(bool pack, const std::vector<CopyPlan>& plans, uint64_t chunk, size_t rail,
+                 size_t rails, bool to_places_of_their_own) {
+    std::deque<std::unique_ptr<DeviceCopy>> under_way;
+    const auto wait = [&] {
+      while (!under_way.front()->Ended()) {
+      }
+      under_way.pop_front();
+    };
+    for (size_t i = rail; i < plans.size(); i += rails) {
+      if (under_way.size() == kAtOnce) wait();
+      const size_t slot = to_places_of_their_own ? i : i % (rails * kSlots);
+      std::byte* const at = host_.data() + slot * chunk;
+      under_way.push_back(
+          Must(pack ? device_->Copy(plans[i], std::vector<const std::byte*>{kv_.data()},
+                                    std::vector<std::byte*>{at})
+                    : device_->Copy(plans[i], std::vector<const std::byte*>{at},
+                                    std::vector<std::byte*>{kv_.data()})));
+    }
+    while (!under_way.empty()) wait();
   }
   // Words that say where they lie in the source, and none in the destination.
   void Prepare(bool pack) {
@@ -198,14 +208,13 @@ int Main(int argc, char** argv) {
   Stages stages(rounds);
   auto rows = nlohmann::ordered_json::array();
   for (const bool pack : {true, false}) {
-    for (const uint64_t chunk : {uint64_t{256} << 10, uint64_t{1} << 20}) {
-      for (const uint64_t slice : {64, 256, 2 << 10, 16 << 10, 128 << 10}) {
-        rows.push_back(stages.Measure(pack, slice, chunk, kSlots / 2));
+    for (const size_t rails : {1, 2}) {
+      for (const uint64_t chunk : {uint64_t{256} << 10, uint64_t{1} << 20}) {
+        for (const uint64_t slice : {64, 256, 2 << 10, 16 << 10, 128 << 10}) {
+          rows.push_back(stages.Measure(pack, slice, chunk, rails));
+        }
       }
     }
-    rows.push_back(stages.Measure(pack, 256, 256 << 10, 1));
-    rows.push_back(stages.Measure(pack, 256, 256 << 10, 2));
-    rows.push_back(stages.Measure(pack, 256, 256 << 10, kSlots));
   }
   if (json_file.empty()) return 0;
   std::ofstream file(json_file);
