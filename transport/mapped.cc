@@ -449,7 +449,9 @@ TimePoint MappedTransport::ExpirePeers(TimePoint now) {
     if (!peer.over && peer.way->retry_at() <= now) peer.way->Retry();
     if (!peer.over && peer.connecting && peer.deadline <= now) {
       OnPeerState(handle, Status(Code::kDeadlineExceeded,
-                                 "the owner's socket gave no regions before the deadline"));
+                                 peer.way->mapping()
+                                     ? "its memory was not mapped before the deadline"
+                                     : "the owner's socket gave no regions before the deadline"));
     }
     if (peer.over || !peer.connecting) continue;
     next = std::min({next, peer.deadline, peer.way->retry_at()});

@@ -38,6 +38,7 @@ class MappedPeer {
   // all are.
   bool PopulateNext();
 
+  bool mapping() const { return mapping_; }  // it has given its regions
   bool ready() const { return ready_; }
   const PeerSpec& spec() const { return spec_; }
   // Once it is ready; it does not change any more. Null when the owner has ended.

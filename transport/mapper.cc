@@ -24,7 +24,7 @@ void Mapper::Map(std::vector<AnnouncedRegion> regions, Mapped mapped) {
 }
 
 void Mapper::Drop(std::shared_ptr<const MappedMemory> memory) {
-  if (thread_ != nullptr) thread_->Post([memory = std::move(memory)] {});
+  if (thread_ != nullptr && memory != nullptr) thread_->Post([memory = std::move(memory)] {});
 }
 
 }  // namespace kvrelay::transport
