@@ -40,6 +40,7 @@
 #include "kvcache/plan_pull.h"
 #include "proto/ticket.h"
 #include "tools/bench/engine_rows.h"
+#include "tools/bench/spread.h"
 
 namespace kvrelay::bench {
 namespace {
@@ -326,19 +327,6 @@ double PlanUs(const Case& c, const Side& reader, const BlockTable& blocks) {
   std::ranges::nth_element(us, us.begin() + 50);
   return us[50];
 }
-
-struct Spread {
-  explicit Spread(std::vector<double> values) {
-    std::ranges::sort(values);
-    min = values.front();
-    median = values[values.size() / 2];
-    max = values.back();
-  }
-  double min = 0;
-  double median = 0;
-  double max = 0;
-  nlohmann::ordered_json json() const { return {{"min", min}, {"median", median}, {"max", max}}; }
-};
 
 nlohmann::ordered_json Read(const Case& c, const Way& way, uint32_t max_sms,
                             const std::string& run_dir, Owner owner, int rounds) {

@@ -23,9 +23,11 @@
 #include <vector>
 
 #include "attention/cuda/device_array.h"
+#include "base/clock.h"
 #include "base/mapping.h"
 #include "kvcache/cuda/device_cuda.h"
-#include "tools/bench/engine_rows.h"
+#include "tools/bench/must.h"
+#include "tools/bench/spread.h"
 
 namespace kvrelay::bench {
 namespace {
@@ -33,17 +35,13 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr uint64_t kBytes = 64 << 20;  // of a request, one head of two
-constexpr uint32_t kRows = 16;         // slices of a block, at least
+constexpr uint32_t kRows = 16;         // slices of a block, at most
 constexpr uint64_t kLargestBlock = 128 << 10;
 constexpr size_t kSlots = 8;   // of a rail
 constexpr size_t kAtOnce = 4;  // of them, for one reader
 
 double UsSince(TimePoint begin) {
   return std::chrono::duration<double, std::micro>(steady_clock::now() - begin).count();
-}
-double MedianOf(std::vector<double> values) {
-  std::ranges::nth_element(values, values.begin() + static_cast<ptrdiff_t>(values.size() / 2));
-  return values[values.size() / 2];
 }
 
 class Stages {
@@ -94,23 +92,24 @@ class Stages {
       KVRELAY_CUDA(cudaStreamSynchronize(stream_));
       copy_us.push_back(UsSince(copy_begin));
     }
-    const double median = MedianOf(us);
-    const double copy = MedianOf(copy_us);
+    const Spread staged(us);
+    const Spread copy(copy_us);
+    const auto rate = [](double took) { return static_cast<double>(kBytes) / took / 1e3; };
     std::printf(
         "%-6s slices %6llu chunks %8llu, %zu rails: %8.1f us %5.1f GB/s | copy %8.1f us %5.1f "
         "GB/s | ratio %.3f\n",
         pack ? "pack" : "unpack", static_cast<unsigned long long>(slice),
-        static_cast<unsigned long long>(chunk), rails, median, kBytes / median / 1e3, copy,
-        kBytes / copy / 1e3, copy / median);
+        static_cast<unsigned long long>(chunk), rails, staged.median, rate(staged.median),
+        copy.median, rate(copy.median), copy.median / staged.median);
     std::fflush(stdout);
     return {{"stage", pack ? "pack" : "unpack"},
             {"slice", slice},
             {"chunk", chunk},
             {"rails", rails},
             {"bytes", kBytes},
-            {"us", median},
-            {"copy_us", copy},
-            {"ratio_of_medians", copy / median}};
+            {"us", staged.json()},
+            {"copy_us", copy.json()},
+            {"ratio_of_medians", copy.median / staged.median}};
   }
 
  private:
