@@ -27,6 +27,7 @@ struct PagedArgs {
 struct PagedKernel {
   TileRows tile;
   uint32_t ctas_per_sm;
+  uint32_t shared_bytes;  // of a CTA
   cudaError_t (*launch)(const PagedArgs& args, cudaStream_t stream);
 };
 

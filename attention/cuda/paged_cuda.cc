@@ -5,6 +5,7 @@
 #include "attention/cuda/carve.h"
 #include "attention/cuda/cuda_status.h"
 #include "attention/cuda/paged_args.h"
+#include "attention/cuda/paged_tensor.h"
 
 namespace kvrelay::attention::cuda {
 namespace {
@@ -56,7 +57,38 @@ PagedPlan PagedPlanIn(void* workspace, const PagedSizes& sizes, size_t* bytes) {
   return plan;
 }
 
-PagedKernel KernelFor(const PagedShape& shape) { return GeneralKernel(shape); }
+TensorKernel* TensorKernelOfSize(uint32_t head_dim) {
+  switch (head_dim) {
+    case 64:
+      return TensorKernelD64;
+    case 80:
+      return TensorKernelD80;
+    case 96:
+      return TensorKernelD96;
+    case 128:
+      return TensorKernelD128;
+    case 192:
+      return TensorKernelD192;
+    case 256:
+      return TensorKernelD256;
+    default:
+      return nullptr;
+  }
+}
+
+// `shared_bytes`: what the device has for a CTA.
+PagedKernel KernelFor(const PagedShape& shape, uint32_t shared_bytes) {
+  TensorKernel* of_size = TensorKernelOfSize(shape.head_dim);
+  if (of_size != nullptr && shape.value_dim == shape.head_dim) {
+    const std::optional<PagedKernel> kernel = of_size(shape.dtype, shape.cache_dtype);
+    if (kernel.has_value() && kernel->shared_bytes <= shared_bytes) return *kernel;
+  }
+  if (const std::optional<PagedKernel> kernel = MlaKernel(shape);
+      kernel.has_value() && kernel->shared_bytes <= shared_bytes) {
+    return *kernel;
+  }
+  return GeneralKernel(shape);
+}
 
 Status CheckShape(const PagedShape& shape) {
   const auto refuse = [](const std::string& why) { return Status(Code::kIncompatible, why); };
@@ -73,6 +105,8 @@ Status CheckShape(const PagedShape& shape) {
   if (shape.dtype != DType::kFp32 && shape.dtype != DType::kFp16 && shape.dtype != DType::kBf16) {
     return refuse("queries of " + std::string(DTypeName(shape.dtype)) + ": fp32, fp16 or bf16");
   }
+  if (!(shape.scale > 0)) return refuse("a scale of " + std::to_string(shape.scale));
+  if (shape.window > INT32_MAX) return refuse("a window of " + std::to_string(shape.window));
   if (shape.block_size == 0 || SizeOf(shape.cache_dtype) == 0) {
     return refuse("blocks of " + std::to_string(shape.block_size) + " tokens of type " +
                   std::to_string(static_cast<int>(shape.cache_dtype)));
@@ -108,14 +142,19 @@ Result<PagedKernels> PagedKernels::Create(const PagedShape& shape) {
   if (Status served = CheckShape(kernels.shape_); !served.ok()) return Error(served);
   KVRELAY_ASSIGN_OR_RETURN(const int multiprocessors,
                            DeviceAttribute(cudaDevAttrMultiProcessorCount));
+  KVRELAY_ASSIGN_OR_RETURN(const int shared_bytes,
+                           DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
   kernels.multiprocessors_ = static_cast<uint32_t>(multiprocessors);
-  PagedPlanIn(nullptr, SizesOf(kernels.shape_, KernelFor(kernels.shape_), kernels.multiprocessors_),
+  kernels.shared_bytes_ = static_cast<uint32_t>(shared_bytes);
+  PagedPlanIn(nullptr,
+              SizesOf(kernels.shape_, KernelFor(kernels.shape_, kernels.shared_bytes_),
+                      kernels.multiprocessors_),
               &kernels.workspace_bytes_);
   return kernels;
 }
 
 Status PagedKernels::Schedule(const PagedBatch& batch, void* workspace, Stream stream) const {
-  const PagedSizes sizes = SizesOf(shape_, KernelFor(shape_), multiprocessors_);
+  const PagedSizes sizes = SizesOf(shape_, KernelFor(shape_, shared_bytes_), multiprocessors_);
   return CudaStatus(LaunchPagedSchedule(sizes, batch, PagedPlanIn(workspace, sizes, nullptr),
                                         static_cast<cudaStream_t>(stream)),
                     "launching the schedule kernel");
@@ -123,7 +162,7 @@ Status PagedKernels::Schedule(const PagedBatch& batch, void* workspace, Stream s
 
 Status PagedKernels::Attend(const PagedLayer& layer, const PagedBatch& batch, const void* q,
                             void* out, float* lse, void* workspace, Stream stream) const {
-  const PagedKernel kernel = KernelFor(shape_);
+  const PagedKernel kernel = KernelFor(shape_, shared_bytes_);
   PagedArgs args = {};
   args.sizes = SizesOf(shape_, kernel, multiprocessors_);
   args.plan = PagedPlanIn(workspace, args.sizes, nullptr);

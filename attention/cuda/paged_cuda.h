@@ -56,8 +56,8 @@ struct LayerScales {
 };
 
 struct PagedLayer {
-  // Addresses and strides are multiples of 8 bytes; tensor cores are used where they, and rows, are
-  // multiples of 16. v null: V is the first value_dim columns of K's row.
+  // Addresses and strides are multiples of 8 bytes, better of 16. v null: V is the first value_dim
+  // columns of K's row.
   LayerCache cache;
   LayerScales scales;
   float soft_cap = 0;
@@ -92,6 +92,7 @@ class PagedKernels {
   PagedKernels() = default;
   PagedShape shape_;
   uint32_t multiprocessors_ = 0;
+  uint32_t shared_bytes_ = 0;
   size_t workspace_bytes_ = 0;
 };
 

@@ -22,26 +22,31 @@ struct PagedWork {
   uint32_t end;
 };
 
-// Calls body(work) for items until none is left. All threads of all CTAs of the launch take part.
+// Calls body(work) for items until none is left; `work` lies in shared memory. All threads of all
+// CTAs of the launch take part.
 template <typename Body>
 __device__ __forceinline__ void ForEachItem(const PagedArgs& args, Body&& body) {
-  __shared__ uint32_t ticket;
+  __shared__ PagedWork work;
+  __shared__ bool more;
   PagedHeader* header = args.plan.header;
   const uint32_t heads = args.sizes.kv_heads;
-  const uint32_t count = header->items * heads;
-  uint32_t taken = blockIdx.x;
-  while (taken < count) {
-    uint32_t next = 0;
-    if (threadIdx.x == 0) next = gridDim.x + atomicAdd(&header->next, 1);
-    const PagedItem item = args.plan.items[taken / heads];
-    PagedWork work = {args.plan.tiles[item.tile], item.tile, taken % heads, item.chunk, 0, 0};
-    work.begin = work.tile.begin + item.chunk * work.tile.chunk;
-    work.end = min(work.tile.end, work.begin + work.tile.chunk);
+  uint32_t next = blockIdx.x;  // of thread 0, which takes it while the item before it is worked on
+  while (true) {
+    if (threadIdx.x == 0) {
+      more = next < header->items * heads;
+      if (more) {
+        const PagedItem item = args.plan.items[next / heads];
+        const PagedTile tile = args.plan.tiles[item.tile];
+        const uint32_t begin = tile.begin + item.chunk * tile.chunk;
+        work = {tile,       item.tile, next % heads,
+                item.chunk, begin,     min(tile.end, begin + tile.chunk)};
+        next = gridDim.x + atomicAdd(&header->next, 1);
+      }
+    }
+    __syncthreads();
+    if (!more) break;
     body(work);
     __syncthreads();
-    if (threadIdx.x == 0) ticket = next;
-    __syncthreads();
-    taken = ticket;
   }
   if (threadIdx.x == 0 && atomicAdd(&header->finished_ctas, 1) == gridDim.x - 1) {
     header->next = 0;
@@ -106,7 +111,10 @@ class LogitOf {
   // `slope` as above; `distance`: the key's position - the row's.
   __device__ float operator()(float dot, float slope, int32_t distance) const {
     float logit = dot * scale_;
-    if (soft_cap_ != 0) logit = soft_cap_ * kLog2E * tanhf(logit);
+    if (soft_cap_ != 0) {
+      // tanh; both ends are right.
+      logit = soft_cap_ * kLog2E * (1 - __fdividef(2, exp2f(2 * kLog2E * logit) + 1));
+    }
     return logit + slope * static_cast<float>(distance);
   }
 
@@ -212,22 +220,23 @@ class PagedOutput {
       const uint32_t r = i / units;
       const uint32_t column = i % units * 4;
       float largest = -INFINITY;
-      for (uint32_t c = 0; c < work_.tile.parts; ++c) {
-        largest = fmaxf(largest, __ldcg(&args_.plan.part_sums[PartRow(work_, c, r)]).x);
-      }
       float sum = 0;
       float4 total = {};
+#pragma unroll 8
       for (uint32_t c = 0; c < work_.tile.parts; ++c) {
         const uint64_t part = PartRow(work_, c, r);
         const float2 sums = __ldcg(&args_.plan.part_sums[part]);
-        const float weight = exp2f(sums.x - Finite(largest));
         const float4 values =
             __ldcg(reinterpret_cast<const float4*>(args_.plan.part_rows + part * dim + column));
-        sum += weight * sums.y;
-        total.x += weight * values.x;
-        total.y += weight * values.y;
-        total.z += weight * values.z;
-        total.w += weight * values.w;
+        const float before = largest;
+        largest = fmaxf(largest, sums.x);
+        const float shrink = exp2f(before - Finite(largest));
+        const float weight = exp2f(sums.x - Finite(largest));
+        sum = sum * shrink + weight * sums.y;
+        total.x = total.x * shrink + weight * values.x;
+        total.y = total.y * shrink + weight * values.y;
+        total.z = total.z * shrink + weight * values.z;
+        total.w = total.w * shrink + weight * values.w;
       }
       const PagedRow row(args_, work_, r);
       const float inverse = Inverse(sum);

@@ -196,7 +196,7 @@ cudaError_t Launch(const PagedArgs& args, cudaStream_t stream) {
 
 template <uint32_t kColumns>
 PagedKernel KernelOf(uint32_t ctas_per_sm) {
-  return {{kRows, kRows}, ctas_per_sm, Launch<kColumns>};
+  return {{kRows, kRows}, ctas_per_sm, Tile<kColumns>::kBytes, Launch<kColumns>};
 }
 
 }  // namespace

@@ -95,9 +95,69 @@ __device__ PagedTile MakeTile(const PagedSizes& sizes, const PagedBatch& batch,
   return tile;
 }
 
-__device__ uint32_t ChunkFor(uint64_t keys, uint32_t heads, uint32_t aimed) {
+// Chunks' lengths in keys, in narrow and in wide tiles, which take about twice as long for a key.
+struct Chunks {
+  uint32_t narrow;
+  uint32_t wide;
+  __device__ uint32_t For(const PagedSizes& sizes, const PagedTile& tile) const {
+    return Wide(sizes, tile.rows) ? wide : narrow;
+  }
+};
+
+__device__ uint32_t LeastChunk(uint64_t keys, uint32_t heads, uint32_t aimed) {
   const uint64_t chunk = (keys * heads + aimed - 1) / aimed;
   return static_cast<uint32_t>(max(chunk, uint64_t{kLeastChunk}));
+}
+
+// Chunks about as long as `chunk`, but so long that there are not more than the limits.
+__device__ Chunks ChunksNear(const PagedSizes& sizes, const Count& keys, uint32_t chunk) {
+  const PagedLimits limits(sizes);
+  Chunks chunks;
+  chunks.narrow = max(chunk, LeastChunk(keys.a + 2 * keys.b, sizes.kv_heads, limits.items_aimed));
+  chunks.wide = max(chunks.narrow / 2, LeastChunk(keys.b, sizes.kv_heads, limits.wide_aimed));
+  return chunks;
+}
+
+// How long CTAs that take chunks in turn need for all, in the time of a key. Each warp predicts for
+// other lengths; the best of them.
+__device__ Chunks ChooseChunks(const PagedSizes& sizes, const PagedPlan& plan, uint32_t tiles,
+                               const Count& keys) {
+  constexpr uint64_t kItemTime = 96;  // of a chunk's beginning and end
+  constexpr uint32_t kWarps = kThreads / 32;
+  __shared__ uint64_t times[kWarps];
+  const uint32_t warp = threadIdx.x / 32;
+  // kLeastChunk, and 2^(1/3) times as much in each step.
+  const auto chunk_of = [](uint32_t step) {
+    const uint32_t third = step % 3 == 0 ? 100 : step % 3 == 1 ? 126 : 159;
+    return (kLeastChunk << step / 3) * third / 100;
+  };
+  const Chunks mine = ChunksNear(sizes, keys, chunk_of(warp));
+  uint64_t items = 0;
+  uint64_t longest = 0;
+  for (uint32_t index = threadIdx.x % 32; index < tiles; index += 32) {
+    const PagedTile& tile = plan.tiles[index];
+    const uint32_t tile_keys = tile.end - tile.begin;
+    const uint32_t chunk = mine.For(sizes, tile);
+    items += max(1U, PiecesOf(tile_keys, chunk));
+    const uint64_t time = uint64_t{min(chunk, tile_keys)} * (Wide(sizes, tile.rows) ? 2 : 1);
+    longest = max(longest, time);
+  }
+  for (uint32_t distance = 16; distance > 0; distance /= 2) {
+    items += __shfl_xor_sync(~0U, items, distance);
+    longest = max(longest, __shfl_xor_sync(~0U, longest, distance));
+  }
+  items *= sizes.kv_heads;
+  if (threadIdx.x % 32 == 0 && items > 0) {
+    const uint64_t rounds = (items + sizes.ctas - 1) / sizes.ctas;
+    const uint64_t mean = (keys.a + 2 * keys.b) * sizes.kv_heads / items;
+    times[warp] = max(rounds * mean, longest) + rounds * kItemTime;
+  }
+  __syncthreads();
+  uint32_t best = 0;
+  for (uint32_t w = 1; w < kWarps; ++w) {
+    if (items > 0 && times[w] < times[best]) best = w;
+  }
+  return ChunksNear(sizes, keys, chunk_of(best));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -116,17 +176,15 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 
   // Keys of narrow and of wide tiles.
-  Count keys;
+  Count mine;
   for (uint32_t index = threadIdx.x; index < tiles; index += kThreads) {
     const PagedTile tile = MakeTile(sizes, batch, plan, index);
     plan.tiles[index] = tile;
-    (Wide(sizes, tile.rows) ? keys.b : keys.a) += tile.end - tile.begin;
+    (Wide(sizes, tile.rows) ? mine.b : mine.a) += tile.end - tile.begin;
   }
-  SumBefore(keys, &keys);
-  const PagedLimits limits(sizes);
-  // A wide tile takes about twice as long for a key.
-  const uint32_t chunk = ChunkFor(keys.a + 2 * keys.b, sizes.kv_heads, limits.items_aimed);
-  const uint32_t wide_chunk = max(chunk / 2, ChunkFor(keys.b, sizes.kv_heads, limits.wide_aimed));
+  Count keys;
+  SumBefore(mine, &keys);
+  const Chunks chunks = ChooseChunks(sizes, plan, tiles, keys);
 
   // The last tiles of a sequence see most keys: they come first.
   done = {};
@@ -138,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
     if (is) {
       tile = plan.tiles[index];
       const uint32_t tile_keys = tile.end - tile.begin;
-      parts = max(1U, PiecesOf(tile_keys, Wide(sizes, tile.rows) ? wide_chunk : chunk));
+      parts = max(1U, PiecesOf(tile_keys, chunks.For(sizes, tile)));
       tile.chunk = PiecesOf(max(1U, PiecesOf(tile_keys, parts)), kChunkStep) * kChunkStep;
       parts = max(1U, PiecesOf(tile_keys, tile.chunk));
       tile.parts = parts;

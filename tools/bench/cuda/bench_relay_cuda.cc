@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
@@ -18,6 +17,7 @@
 #include "attention/cuda/device_array.h"
 #include "attention/cuda/relay_cuda.h"
 #include "tools/bench/cuda/flush.h"
+#include "tools/bench/cuda/graph_timer.h"
 
 namespace kvrelay::bench {
 namespace {
@@ -36,53 +36,6 @@ constexpr uint32_t kQueryHeads = 32;
 constexpr uint32_t kKvHeads = 8;
 constexpr uint32_t kHeadDim = 128;
 constexpr uint32_t kBlockSize = 16;
-
-struct Spread {
-  double min = 0;
-  double median = 0;
-  double max = 0;
-};
-
-// Times one replay of what `enqueue` captures.
-class Timer {
- public:
-  explicit Timer(int iterations) : iterations_(iterations) {
-    KVRELAY_CUDA(cudaStreamCreate(&stream_));
-    KVRELAY_CUDA(cudaEventCreate(&begin_));
-    KVRELAY_CUDA(cudaEventCreate(&end_));
-  }
-  Spread Measure(const std::function<void(cudaStream_t)>& enqueue) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t replay = nullptr;
-    KVRELAY_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    enqueue(stream_);
-    KVRELAY_CUDA(cudaStreamEndCapture(stream_, &graph));
-    KVRELAY_CUDA(cudaGraphInstantiate(&replay, graph, 0));
-    KVRELAY_CUDA(cudaGraphUpload(replay, stream_));
-    std::vector<double> us;
-    for (int i = -3; i < iterations_; ++i) {
-      flush_.Enqueue(stream_);
-      KVRELAY_CUDA(cudaEventRecord(begin_, stream_));
-      KVRELAY_CUDA(cudaGraphLaunch(replay, stream_));
-      KVRELAY_CUDA(cudaEventRecord(end_, stream_));
-      KVRELAY_CUDA(cudaEventSynchronize(end_));
-      float ms = 0;
-      KVRELAY_CUDA(cudaEventElapsedTime(&ms, begin_, end_));
-      if (i >= 0) us.push_back(ms * 1e3);
-    }
-    KVRELAY_CUDA(cudaGraphExecDestroy(replay));
-    KVRELAY_CUDA(cudaGraphDestroy(graph));
-    std::ranges::sort(us);
-    return {us.front(), us[us.size() / 2], us.back()};
-  }
-
- private:
-  const int iterations_;
-  Flush flush_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr;
-  cudaEvent_t end_ = nullptr;
-};
 
 struct Step {
   uint32_t prefix;
@@ -217,7 +170,7 @@ int Run(int argc, char** argv) {
   FillRandom(v.get(), elements, true, 2);
   FillRandom(q.get(), q.count(), true, 3);
 
-  Timer timer(iterations);
+  GraphTimer timer(iterations);
   nlohmann::json report = {{"schema", 1},
                            {"query_heads", kQueryHeads},
                            {"kv_heads", kKvHeads},
@@ -261,19 +214,16 @@ int Run(int argc, char** argv) {
                 floor.us / chosen.median, relay.median, paged.median, plan.median,
                 floor.bytes / chosen.median / 1e6, floor.flops / chosen.median / 1e6);
     std::fflush(stdout);
-    const auto spread = [](const Spread& s) {
-      return nlohmann::json{{"min_us", s.min}, {"median_us", s.median}, {"max_us", s.max}};
-    };
     report["steps"].push_back({{"prefix_len", step.prefix},
                                {"num_reqs", step.requests},
                                {"context_len", step.own},
                                {"floor_us", floor.us},
                                {"bytes", floor.bytes},
                                {"flops", floor.flops},
-                               {"auto", spread(chosen)},
-                               {"relay", spread(relay)},
-                               {"paged_shared", spread(paged)},
-                               {"schedule", spread(plan)}});
+                               {"auto", chosen.ToJson()},
+                               {"relay", relay.ToJson()},
+                               {"paged_shared", paged.ToJson()},
+                               {"schedule", plan.ToJson()}});
   }
   if (!json_file.empty()) std::ofstream(json_file) << report.dump(1) << "\n";
   return 0;
