@@ -1,6 +1,9 @@
 // Relay against paged attention on the CPU: one decode step of one layer, requests that share a
-// prefix. The floor is reading each distinct byte of K and V once. The three are interleaved;
-// layers rotate, so that caches are as cold as in a model.
+// prefix. Two floors: reading each distinct byte of K and V once, and what BLAS takes for the
+// prefix's two matrix products in fp32. All are interleaved; layers rotate, so that caches are as
+// cold as in a model. --context_len=0 measures the pass over the prefix alone.
+#include <cblas.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -43,12 +46,13 @@ struct Options {
 Result<Action> ParseOptions(std::span<const std::string> args, Options& o, FlagSet& flags) {
   flags.Whole("num_reqs", &o.num_reqs, 1, 4096, "Requests that share the prefix.");
   flags.Whole("prefix_len", &o.prefix_len, 0, 1 << 20, "Tokens of the prefix, in whole blocks.");
-  flags.Whole("context_len", &o.context_len, 1, 1 << 20, "Tokens of each request's own.");
+  flags.Whole("context_len", &o.context_len, 0, 1 << 20, "Tokens of each request's own.");
   flags.Whole("num_query_heads", &o.num_query_heads, 1, 1024, "Query heads.");
   flags.Whole("num_kv_heads", &o.num_kv_heads, 1, 1024, "KV heads.");
   flags.Whole("head_size", &o.head_size, 1, 1024, "Elements of a head.");
   flags.Whole("block_size", &o.block_size, 1, 1024, "Tokens of a block.");
-  flags.Choice("kv_dtype", &o.kv_dtype, {"fp32", "fp16", "bf16"}, "Type of the cache.");
+  flags.Choice("kv_dtype", &o.kv_dtype, {"fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2", "int8"},
+               "Type of the cache.");
   flags.Choice("kv_layout", &o.kv_layout, {"nhd", "hnd"}, "Order inside a block.");
   flags.Whole("layers", &o.layers, 1, 64, "Layers to rotate over.");
   flags.Whole("iterations", &o.iterations, 1, 100000, "Times that each is measured.");
@@ -62,6 +66,7 @@ class Step {
  public:
   Step(const Options& o, DType dtype, KvFormat format)
       : prefix_blocks_(o.prefix_len / o.block_size),
+        rows_(o.num_reqs * (o.num_query_heads / o.num_kv_heads)),
         own_blocks_((o.context_len + o.block_size - 1) / o.block_size),
         layout_(KvLayout::Dense(format, dtype, o.layers, o.num_kv_heads, o.head_size, o.block_size,
                                 prefix_blocks_ + own_blocks_ * o.num_reqs)),
@@ -87,6 +92,10 @@ class Step {
     q_.resize(heads * o.head_size);
     for (float& x : q_) x = normal(random);
     out_.resize(q_.size());
+    gemm_out_.resize(q_.size());
+    wide_.resize(prefix_tokens() * layout_.head_dim * layout_.kv_heads);
+    for (float& x : wide_) x = normal(random);
+    openblas_set_num_threads(1);
     lse_.resize(heads);
   }
 
@@ -104,11 +113,34 @@ class Step {
       });
     }
   }
+  // The prefix's products Q * K^T and P * V of all KV heads, on fp32 copies of K and V, each head
+  // by one thread.
+  void Gemm(uint32_t /*layer*/) {
+    const auto rows = static_cast<blasint>(rows_);
+    const auto keys = static_cast<blasint>(prefix_tokens());
+    const auto dim = static_cast<blasint>(layout_.head_dim);
+    ParallelFor(layout_.kv_heads, 1, [&](size_t begin, size_t end) {
+      thread_local std::vector<float> scores;
+      scores.resize(size_t{rows_} * prefix_tokens());
+      for (size_t head = begin; head < end; ++head) {
+        const size_t q = head * rows_ * layout_.head_dim;
+        const float* const k = wide_.data() + head * prefix_tokens() * layout_.head_dim;
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, dim, 1.0F, q_.data() + q,
+                    dim, k, dim, 0.0F, scores.data(), keys);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, dim, keys, 1.0F, scores.data(),
+                    keys, k, dim, 0.0F, gemm_out_.data() + q, dim);
+      }
+    });
+  }
+  uint64_t prefix_flops() const {
+    return uint64_t{4} * rows_ * prefix_tokens() * layout_.head_dim * layout_.kv_heads;
+  }
   uint64_t layer_bytes() const { return layout_.dense_bytes() / layout_.layers(); }
   const std::vector<float>& out() const { return out_; }
   const attention::RelayDecision& decision() const { return metadata_.decision; }
 
  private:
+  size_t prefix_tokens() const { return size_t{prefix_blocks_} * layout_.block_size; }
   static constexpr size_t kPiece = size_t{64} << 10;
 
   // Sign and fraction at random, exponents of about 1: as good as any numbers for a time.
@@ -117,7 +149,7 @@ class Step {
     const auto fill = [&]<typename T>(T keep, T one) {
       for (size_t i = 0; i < layout_.dense_bytes(); i += sizeof(T)) {
         state = state * 1664525 + 1013904223;
-        const auto random = static_cast<T>(sizeof(T) == 2 ? state >> 16 : state);
+        const auto random = static_cast<T>(state >> (32 - 8 * sizeof(T)));
         const auto element = static_cast<T>((random & keep) | one);
         std::memcpy(memory_.get() + i, &element, sizeof(T));
       }
@@ -125,6 +157,9 @@ class Step {
     if (dtype == DType::kFp32) fill(uint32_t{0x807FFFFF}, uint32_t{0x3F000000});
     if (dtype == DType::kFp16) fill(uint16_t{0x83FF}, uint16_t{0x3800});
     if (dtype == DType::kBf16) fill(uint16_t{0x807F}, uint16_t{0x3F00});
+    if (dtype == DType::kFp8E4m3) fill(uint8_t{0x87}, uint8_t{0x30});
+    if (dtype == DType::kFp8E5m2) fill(uint8_t{0x83}, uint8_t{0x38});
+    if (dtype == DType::kInt8) fill(uint8_t{0x83}, uint8_t{0});
   }
   static void ReadPiece(const std::byte* piece) {
     uint64_t sums[8] = {};
@@ -138,6 +173,7 @@ class Step {
   }
 
   uint32_t prefix_blocks_;
+  uint32_t rows_;  // of queries that meet a KV head
   uint32_t own_blocks_;
   KvLayout layout_;
   std::unique_ptr<std::byte[]> memory_;
@@ -149,6 +185,8 @@ class Step {
   std::vector<float> q_;
   std::vector<float> out_;
   std::vector<float> lse_;
+  std::vector<float> wide_;  // a prefix in fp32, KV head after KV head
+  std::vector<float> gemm_out_;
 };
 
 struct Timing {
@@ -166,10 +204,11 @@ struct Timing {
 };
 
 void Measure(std::vector<Timing>& timings, const Options& o) {
+  uint32_t layer = 0;  // each time the one that was read longest ago
   for (uint32_t i = 0; i < o.iterations + 1; ++i) {
     for (Timing& timing : timings) {
       const auto start = std::chrono::steady_clock::now();
-      timing.run(i % o.layers);
+      timing.run(layer++ % o.layers);
       const auto end = std::chrono::steady_clock::now();
       if (i == 0) continue;  // warms up threads and buffers
       timing.us.push_back(std::chrono::duration<double, std::micro>(end - start).count());
@@ -177,11 +216,14 @@ void Measure(std::vector<Timing>& timings, const Options& o) {
   }
 }
 
-std::string Line(const Timing& t, uint64_t bytes) {
-  char line[128];
-  std::snprintf(line, sizeof(line), "%-6s %9.0f %9.0f %9.0f us   %6.2f GB/s of distinct K and V\n",
+std::string Line(const Timing& t, const Step& step) {
+  char line[160];
+  std::snprintf(line, sizeof(line),
+                "%-6s %9.0f %9.0f %9.0f us   %6.2f GB/s of distinct K and V  %7.1f GFLOP/s of the "
+                "prefix\n",
                 t.name.c_str(), t.Min(), t.Median(), t.Max(),
-                static_cast<double>(bytes) / t.Median() / 1e3);
+                static_cast<double>(step.layer_bytes()) / t.Median() / 1e3,
+                static_cast<double>(step.prefix_flops()) / t.Median() / 1e3);
   return line;
 }
 
@@ -192,7 +234,7 @@ void Report(const Options& o, const Step& step, const std::vector<Timing>& timin
                        std::to_string(Parallelism()) + " threads; " + step.decision().why +
                        "; relay differs from paged by at most " + std::to_string(difference) +
                        "\n             min    median       max\n";
-    for (const Timing& timing : timings) text += Line(timing, step.layer_bytes());
+    for (const Timing& timing : timings) text += Line(timing, step);
     return WriteOut(text);
   }
   nlohmann::json report = {{"schema", 1},
@@ -210,6 +252,7 @@ void Report(const Options& o, const Step& step, const std::vector<Timing>& timin
                            {"kv_layout", o.kv_layout},
                            {"iterations", o.iterations},
                            {"distinct_kv_bytes", step.layer_bytes()},
+                           {"prefix_flops", step.prefix_flops()},
                            {"max_difference", difference}};
   for (const Timing& timing : timings) {
     report["results"][timing.name] = {
@@ -222,13 +265,16 @@ int Run(const Options& o) {
   if (o.threads > 0) SetParallelism(static_cast<int>(o.threads));
   const auto dtype = DTypeFromName(o.kv_dtype);
   const auto format = KvFormatFromName(o.kv_layout);
-  if (!dtype || !format || o.num_query_heads % o.num_kv_heads != 0) {
-    ReportFailure("bench_attention",
-                  Status(Code::kInvalidArgument, std::to_string(o.num_query_heads) +
-                                                     " query heads are no multiple of " +
-                                                     std::to_string(o.num_kv_heads) + " KV heads"),
-                  "", o.json);
+  const auto wrong = [&](const std::string& what) {
+    ReportFailure("bench_attention", Status(Code::kInvalidArgument, what), "", o.json);
     return kExitUsage;
+  };
+  if (!dtype || !format || o.num_query_heads % o.num_kv_heads != 0) {
+    return wrong(std::to_string(o.num_query_heads) + " query heads are no multiple of " +
+                 std::to_string(o.num_kv_heads) + " KV heads");
+  }
+  if (o.context_len == 0 && o.prefix_len < o.block_size) {
+    return wrong("prefix_len = " + std::to_string(o.prefix_len) + " gives no block to attend to");
   }
   Step step(o, *dtype, *format);
   step.Paged(0);
@@ -241,6 +287,9 @@ int Run(const Options& o) {
   std::vector<Timing> timings = {{"read", [&](uint32_t layer) { step.Read(layer); }, {}},
                                  {"paged", [&](uint32_t layer) { step.Paged(layer); }, {}},
                                  {"relay", [&](uint32_t layer) { step.Relay(layer); }, {}}};
+  if (step.prefix_flops() > 0) {
+    timings.push_back({"gemm", [&](uint32_t layer) { step.Gemm(layer); }, {}});
+  }
   Measure(timings, o);
   Report(o, step, timings, difference);
   return 0;
