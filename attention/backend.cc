@@ -93,15 +93,17 @@ std::string BackendChoice::ToString() const {
   return text;
 }
 
-Result<BackendChoice> GetAttnBackend(const BackendRequest& request) {
+Result<BackendChoice> ChooseBackend(
+    std::string_view wanted_name, const std::function<std::optional<std::string>(Backend)>& why_not,
+    const std::function<std::string(Backend)>& facts) {
   std::optional<Backend> wanted;
-  if (!request.wanted.empty()) {
-    KVRELAY_ASSIGN_OR_RETURN(wanted, BackendFromName(request.wanted));
+  if (!wanted_name.empty()) {
+    KVRELAY_ASSIGN_OR_RETURN(wanted, BackendFromName(wanted_name));
   }
   BackendChoice choice;
   std::vector<Backend> usable;
   for (const Backend backend : kBackends) {
-    if (std::optional<std::string> why = WhyNot(backend, request)) {
+    if (std::optional<std::string> why = why_not(backend)) {
       choice.rejected.push_back({backend, *std::move(why)});
     } else {
       usable.push_back(backend);
@@ -118,11 +120,19 @@ Result<BackendChoice> GetAttnBackend(const BackendRequest& request) {
   choice.backend = wanted.value_or(usable.front());
   choice.why =
       (wanted.has_value() ? "asked for, " : "best of " + std::to_string(usable.size()) + ", ") +
-      std::string(DTypeName(request.cache_dtype)) + " cache, " + request.kinds.ToString();
-  if (choice.backend != Backend::kNaive) {
-    choice.why += ", " + std::string(BestTileKernel().name) + " kernel";
-  }
+      facts(choice.backend);
   return choice;
+}
+
+Result<BackendChoice> GetAttnBackend(const BackendRequest& request) {
+  return ChooseBackend(
+      request.wanted, [&](Backend backend) { return WhyNot(backend, request); },
+      [&](Backend backend) {
+        const std::string facts =
+            std::string(DTypeName(request.cache_dtype)) + " cache, " + request.kinds.ToString();
+        if (backend == Backend::kNaive) return facts;
+        return facts + ", " + std::string(BestTileKernel().name) + " kernel";
+      });
 }
 
 }  // namespace kvrelay::attention

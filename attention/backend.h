@@ -3,6 +3,8 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -68,9 +70,15 @@ struct BackendChoice {
       const;  // "paged_attn (best of 2, bf16 cache, causal, avx2 kernel); relay_attn: disabled"
 };
 
-// The best backend that can serve the request, or the wanted one. kIncompatible, with each
-// backend's reason, when none can, or the wanted one cannot; kInvalidArgument when no backend has
-// the wanted name.
+// The best of those that `why_not` has nothing against, or the wanted one (empty: the best);
+// `facts` end the choice's `why`. Errors as GetAttnBackend.
+Result<BackendChoice> ChooseBackend(
+    std::string_view wanted, const std::function<std::optional<std::string>(Backend)>& why_not,
+    const std::function<std::string(Backend)>& facts);
+
+// Of the host's. The best backend that can serve the request, or the wanted one. kIncompatible,
+// with each backend's reason, when none can, or the wanted one cannot; kInvalidArgument when no
+// backend has the wanted name.
 Result<BackendChoice> GetAttnBackend(const BackendRequest& request);
 
 }  // namespace kvrelay::attention

@@ -45,7 +45,9 @@ Result<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options,
   KVRELAY_RETURN_IF_ERROR(options.Validate());
   KVRELAY_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model_dir));
   KVRELAY_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::Load(options.model_dir, config));
-  KVRELAY_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(options.model_dir));
+  KVRELAY_ASSIGN_OR_RETURN(const Checkpoint checkpoint, options.load_format == LoadFormat::kDummy
+                                                            ? Checkpoint::Dummy()
+                                                            : Checkpoint::Open(options.model_dir));
   KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<ModelRunner> runner,
                            ModelRunner::Create(config, checkpoint, options, std::move(platform)));
   return std::unique_ptr<Engine>(new Engine(options, ModelFingerprint(config, checkpoint),

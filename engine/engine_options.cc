@@ -56,6 +56,18 @@ Result<KvScaling> KvScalingFromName(std::string_view name) {
                "kv_scales = " + std::string(name) + " is not one of head, tensor, none");
 }
 
+std::string_view LoadFormatName(LoadFormat format) {
+  return format == LoadFormat::kDummy ? "dummy" : "auto";
+}
+
+Result<LoadFormat> LoadFormatFromName(std::string_view name) {
+  for (const LoadFormat format : {LoadFormat::kAuto, LoadFormat::kDummy}) {
+    if (name == LoadFormatName(format)) return format;
+  }
+  return Error(Code::kInvalidArgument,
+               "load_format = " + std::string(name) + " is not one of auto, dummy");
+}
+
 Status EngineOptions::Validate() const {
   const auto in_range = [](const char* flag, uint64_t value, uint64_t min, uint64_t max) -> Status {
     if (value >= min && value <= max) return Status::Ok();

@@ -119,11 +119,11 @@ void LlamaShard::Logits(const StepRows& step, const StepLogits& out) {
   const size_t columns = split_.vocab_end - split_.vocab_begin;
   const size_t hidden = config_.hidden_size;
   for (size_t i = 0; i < rows; ++i) {
-    RmsNorm(buffers_.x.data() + step.logit_rows[i] * hidden, weights_.final_norm,
+    RmsNorm(buffers_.x.data() + step.logit_rows[i] * hidden, weights_.head.norm,
             config_.rms_norm_eps, buffers_.normed.data() + i * hidden);
   }
   buffers_.logits.resize(rows * columns);
-  MultiplyTransposed({buffers_.normed.data(), rows, hidden, hidden}, weights_.head, columns,
+  MultiplyTransposed({buffers_.normed.data(), rows, hidden, hidden}, weights_.head_rows, columns,
                      buffers_.logits.data(), columns);
   for (size_t i = 0; i < rows; ++i) {
     const auto row = std::span<const float>(buffers_.logits).subspan(i * columns, columns);

@@ -51,26 +51,6 @@ Status ReadAttention(const ModelConfig& config, const Checkpoint& checkpoint,
   return Status::Ok();
 }
 
-Result<LlamaLayer> ReadLayer(const ModelConfig& config, const Checkpoint& checkpoint,
-                             const std::string& prefix, const LlamaSplit& split) {
-  const bool first_rank = split.kv.tp_rank == 0;
-  LlamaLayer layer;
-  KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "input_layernorm.weight",
-                                   config.hidden_size, layer.input_norm));
-  KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "post_attention_layernorm.weight",
-                                   config.hidden_size, layer.post_norm));
-  if (!config.mla) {
-    KVRELAY_RETURN_IF_ERROR(ReadAttention(config, checkpoint, prefix + "self_attn.", split, layer));
-  }
-  KVRELAY_ASSIGN_OR_RETURN(layer.gate_up, ReadGateUp(config, checkpoint, prefix + "mlp.", split));
-  KVRELAY_ASSIGN_OR_RETURN(
-      layer.down,
-      ReadInputs(checkpoint, prefix + "mlp.down_proj", config.hidden_size,
-                 {config.intermediate_size, split.intermediate_begin, split.intermediate},
-                 config.mlp_bias && first_rank));
-  return layer;
-}
-
 }  // namespace
 
 Result<LlamaSplit> LlamaSplit::Make(const ModelConfig& config, const Stage& stage,
@@ -96,30 +76,54 @@ Result<std::shared_ptr<const Matrix>> LoadEmbedding(const ModelConfig& config,
   return std::shared_ptr<const Matrix>(std::move(embedding));
 }
 
+Result<LlamaLayer> LoadLlamaLayer(const ModelConfig& config, const Checkpoint& checkpoint,
+                                  uint32_t index, const LlamaSplit& split) {
+  const std::string prefix = "model.layers." + std::to_string(index) + ".";
+  const bool first_rank = split.kv.tp_rank == 0;
+  LlamaLayer layer;
+  KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "input_layernorm.weight",
+                                   config.hidden_size, layer.input_norm));
+  KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, prefix + "post_attention_layernorm.weight",
+                                   config.hidden_size, layer.post_norm));
+  if (!config.mla) {
+    KVRELAY_RETURN_IF_ERROR(ReadAttention(config, checkpoint, prefix + "self_attn.", split, layer));
+  }
+  KVRELAY_ASSIGN_OR_RETURN(layer.gate_up, ReadGateUp(config, checkpoint, prefix + "mlp.", split));
+  KVRELAY_ASSIGN_OR_RETURN(
+      layer.down,
+      ReadInputs(checkpoint, prefix + "mlp.down_proj", config.hidden_size,
+                 {config.intermediate_size, split.intermediate_begin, split.intermediate},
+                 config.mlp_bias && first_rank));
+  return layer;
+}
+
+Result<LlamaHead> LoadLlamaHead(const ModelConfig& config, const Checkpoint& checkpoint,
+                                const LlamaSplit& split) {
+  LlamaHead head;
+  KVRELAY_RETURN_IF_ERROR(ReadNorm(checkpoint, "model.norm.weight", config.hidden_size, head.norm));
+  if (config.tie_word_embeddings) return head;
+  const uint32_t rows = split.vocab_end - split.vocab_begin;
+  head.own = Matrix(rows, config.hidden_size);
+  KVRELAY_RETURN_IF_ERROR(ReadRows(checkpoint, "lm_head.weight", config.vocab_size,
+                                   config.hidden_size, split.vocab_begin, rows, head.own.values));
+  return head;
+}
+
 Result<LlamaWeights> LoadLlamaWeights(const ModelConfig& config, const Checkpoint& checkpoint,
                                       const LlamaSplit& split,
                                       std::shared_ptr<const Matrix> embedding) {
   LlamaWeights weights;
   weights.embedding = std::move(embedding);
   for (uint32_t layer = split.kv.layer_begin; layer < split.kv.layer_end(); ++layer) {
-    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-    KVRELAY_ASSIGN_OR_RETURN(LlamaLayer loaded, ReadLayer(config, checkpoint, prefix, split));
+    KVRELAY_ASSIGN_OR_RETURN(LlamaLayer loaded, LoadLlamaLayer(config, checkpoint, layer, split));
     weights.layers.push_back(std::move(loaded));
   }
   if (!split.last_stage()) return weights;
-  weights.final_norm.resize(config.hidden_size);
-  KVRELAY_RETURN_IF_ERROR(checkpoint.ReadVector("model.norm.weight", weights.final_norm));
-  if (config.tie_word_embeddings) {
-    weights.head =
-        weights.embedding->values.data() + size_t{split.vocab_begin} * config.hidden_size;
-    return weights;
-  }
-  const uint32_t rows = split.vocab_end - split.vocab_begin;
-  weights.own_head = Matrix(rows, config.hidden_size);
-  KVRELAY_RETURN_IF_ERROR(ReadRows(checkpoint, "lm_head.weight", config.vocab_size,
-                                   config.hidden_size, split.vocab_begin, rows,
-                                   weights.own_head.values));
-  weights.head = weights.own_head.values.data();
+  KVRELAY_ASSIGN_OR_RETURN(weights.head, LoadLlamaHead(config, checkpoint, split));
+  weights.head_rows =
+      config.tie_word_embeddings
+          ? weights.embedding->values.data() + size_t{split.vocab_begin} * config.hidden_size
+          : weights.head.own.values.data();
   return weights;
 }
 

@@ -43,18 +43,28 @@ struct LlamaLayer {
   Linear down;
 };
 
+// What stands behind the last layer.
+struct LlamaHead {
+  std::vector<float> norm;
+  Matrix own;  // the rank's rows; empty when tied to the embedding
+};
+
 struct LlamaWeights {
   // [vocab_size][hidden_size]; shared by all ranks, used by the first stage and by a tied head.
   std::shared_ptr<const Matrix> embedding;
   std::vector<LlamaLayer> layers;  // of the stage
   // Last stage only.
-  std::vector<float> final_norm;
-  Matrix own_head;              // empty when tied
-  const float* head = nullptr;  // row vocab_begin of the head, in `embedding` or own_head
+  LlamaHead head;
+  const float* head_rows = nullptr;  // row vocab_begin of the head, in `embedding` or `head`
 };
 
 Result<std::shared_ptr<const Matrix>> LoadEmbedding(const ModelConfig& config,
                                                     const Checkpoint& checkpoint);
+// `layer` of the model, the part of the rank.
+Result<LlamaLayer> LoadLlamaLayer(const ModelConfig& config, const Checkpoint& checkpoint,
+                                  uint32_t layer, const LlamaSplit& split);
+Result<LlamaHead> LoadLlamaHead(const ModelConfig& config, const Checkpoint& checkpoint,
+                                const LlamaSplit& split);
 Result<LlamaWeights> LoadLlamaWeights(const ModelConfig& config, const Checkpoint& checkpoint,
                                       const LlamaSplit& split,
                                       std::shared_ptr<const Matrix> embedding);

@@ -96,11 +96,16 @@ bool TpGroup::Barrier() {
   return !failed_.load(std::memory_order_relaxed);
 }
 
+Status TpGroup::Meet() {
+  if (size_ == 1 || Barrier()) return Status::Ok();
+  return {Code::kCancelled, "another rank failed"};
+}
+
 Status TpGroup::AllReduce(uint32_t rank, std::span<float> data) {
   if (size_ == 1) return Status::Ok();
   std::vector<std::vector<float>>& parts = parts_[reductions_[rank]++ % 2];
   parts[rank].assign(data.begin(), data.end());
-  if (!Barrier()) return {Code::kCancelled, "another rank failed"};
+  KVRELAY_RETURN_IF_ERROR(Meet());
   // Everybody adds up everything: waiting for others to do a part of it costs more than the
   // additions.
   std::copy(parts[0].begin(), parts[0].end(), data.begin());

@@ -33,6 +33,8 @@ class TpGroup {
   // caller at a time.
   Status Run(const StepFn& step);
 
+  // Inside Run, by every rank: returns when all have called it. kCancelled when a rank has failed.
+  Status Meet();
   // Inside Run, by every rank with spans of equal length: each element becomes the sum over all
   // ranks, added in the order of the ranks, so that the result does not depend on timing and is the
   // same bits on all ranks.

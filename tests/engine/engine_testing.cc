@@ -16,7 +16,9 @@
 namespace kvrelay::engine {
 
 std::string SourcePath(const std::string& relative) {
-  return (std::filesystem::path(KVRELAY_SOURCE_DIR) / relative).string();
+  const char* elsewhere = std::getenv("KVRELAY_SOURCE_DIR");  // on another machine
+  const std::string root = elsewhere != nullptr ? elsewhere : KVRELAY_SOURCE_DIR;
+  return (std::filesystem::path(root) / relative).string();
 }
 
 std::vector<OracleCase> OracleCases(const std::string& model) {

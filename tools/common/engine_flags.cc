@@ -1,8 +1,10 @@
 #include "tools/common/engine_flags.h"
 
+#include <algorithm>
 #include <bit>
 #include <optional>
 
+#include "engine/cuda/platform_cuda.h"
 #include "kvcache/sparse_memory.h"
 #include "proto/limits.h"
 #include "tools/common/flag_text.h"
@@ -28,13 +30,45 @@ void AddNamed(FlagSet& flags, const std::string& name, const std::string& choice
   flags.Custom(name, choices, std::string(default_name), set, help);
 }
 
-Result<std::optional<DType>> KvDTypeFromName(std::string_view name) {
+// "cpu", or "cuda:0" and the like for each rank.
+Status ParseDevices(std::string_view text, std::vector<int>* gpus) {
+  constexpr uint64_t kMostGpus = 1024;
+  constexpr std::string_view kCuda = "cuda:";
+  gpus->clear();
+  if (text == "cpu") return Status::Ok();
+  for (size_t at = 0; at <= text.size();) {
+    const size_t end = std::min(text.find(',', at), text.size());
+    const std::string_view one = text.substr(at, end - at);
+    const std::optional<uint64_t> ordinal =
+        one.starts_with(kCuda) ? ParseWhole(one.substr(kCuda.size())) : std::nullopt;
+    if (one != "cuda" && (!ordinal || *ordinal >= kMostGpus)) {
+      return Error(Code::kInvalidArgument, "needs cpu, or cuda:N, or one such for each rank");
+    }
+    gpus->push_back(static_cast<int>(ordinal.value_or(0)));
+    at = end + 1;
+  }
+  return Status::Ok();
+}
+
+Result<std::optional<DType>> AnyDTypeFromName(std::string_view name) {
   if (name == "auto") return std::optional<DType>();
   KVRELAY_ASSIGN_OR_RETURN(const DType dtype, DTypeFromName(name));
   return std::optional<DType>(dtype);
 }
 
 }  // namespace
+
+Result<std::shared_ptr<const engine::Platform>> OpenPlatform(const EngineFlags& engine) {
+  if (!engine.gpus.empty()) {
+    return engine::cuda::OpenPlatform(
+        {.ordinals = engine.gpus, .dtype = engine.dtype.value_or(DType::kBf16)});
+  }
+  if (engine.dtype.value_or(DType::kFp32) != DType::kFp32) {
+    return Error(Code::kInvalidArgument, "--dtype=" + std::string(DTypeName(*engine.dtype)) +
+                                             " is for --device=cuda:N; the host computes in fp32");
+  }
+  return engine::HostPlatform();
+}
 
 void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when) {
   engine::EngineOptions* o = &engine->options;
@@ -48,7 +82,15 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
   flags.Whole("pp", &o->pp, 1, proto::kMaxRanks,
               "pipeline-parallel stages, of --tp ranks each; each holds some of the layers");
   flags.Ids("pp_layers", &o->pp_layers, "layers of each stage; as even as it goes when empty");
-  flags.Choice("device", &engine->device, {"cpu"}, "where the model runs");
+  flags.Custom(
+      "device", "cpu|cuda:N,...", "cpu",
+      [engine](std::string_view text) { return ParseDevices(text, &engine->gpus); },
+      "where the model and its cache are: the host, a GPU, or one for each rank");
+  AddNamed(flags, "dtype", "auto|fp32|fp16|bf16", "auto", &engine->dtype, AnyDTypeFromName,
+           "type of weights and arithmetic; auto is fp32 on the host and bf16 on GPUs");
+  AddNamed(flags, "load_format", "auto|dummy", engine::LoadFormatName(o->load_format),
+           &o->load_format, engine::LoadFormatFromName,
+           "dummy makes weights up and reads config.json alone, for benchmarks");
   AddNamed(flags, "kv_cache", "paged|virtual", engine::KvCacheKindName(o->kv_cache), &o->kv_cache,
            engine::KvCacheKindFromName,
            "blocks with memory from the start, or a contiguous range of addresses for each request "
@@ -68,7 +110,7 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
   AddNamed(flags, "kv_layout", "nhd|hnd", KvFormatName(o->kv_layout), &o->kv_layout,
            KvFormatFromName, "order inside a cache block: token before head, or head before token");
   AddNamed(flags, "kv_dtype", "auto|fp32|fp16|bf16|fp8_e4m3|fp8_e5m2|int8", "auto", &o->kv_dtype,
-           KvDTypeFromName, "type of the cache's values; auto is the arithmetic's");
+           AnyDTypeFromName, "type of the cache's values; auto is the arithmetic's");
   AddNamed(flags, "kv_scales", "head|tensor|none", engine::KvScalingName(o->kv_scales),
            &o->kv_scales, engine::KvScalingFromName,
            "scales of an fp8 or int8 cache, for each KV head or each layer's K and V, measured at "
@@ -88,6 +130,7 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
   AddNamed(flags, "relay", "auto|on|off", engine::RelayModeName(o->relay), &o->relay,
            engine::RelayModeFromName,
            "attention that reads a shared system prompt once for all its requests");
+  flags.Switch("enforce_eager", &o->enforce_eager, "on a GPU: decodes without CUDA graphs");
   flags.Text("attn_backend", &o->attn_backend, "NAME",
              "attention backend to take, as `kvrelay backends` lists them; the best when empty");
 

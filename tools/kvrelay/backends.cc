@@ -2,7 +2,6 @@
 #include <nlohmann/json.hpp>
 
 #include "attention/backend.h"
-#include "engine/attn_backend.h"
 #include "engine/model_config.h"
 #include "tools/common/engine_flags.h"
 #include "tools/common/exit_code.h"
@@ -87,7 +86,9 @@ int BackendsCommand(CommandArgs args) {
   const auto choose = [&]() -> Result<BackendChoice> {
     KVRELAY_ASSIGN_OR_RETURN(const engine::ModelConfig config,
                              engine::LoadModelConfig(engine.options.model_dir));
-    return engine::ChooseAttnBackend(config, engine.options);
+    KVRELAY_ASSIGN_OR_RETURN(const std::shared_ptr<const engine::Platform> platform,
+                             OpenPlatform(engine));
+    return platform->ChooseAttnBackend(config, engine.options);
   };
   const Result<BackendChoice> choice = choose();
   if (!choice) {

@@ -39,6 +39,7 @@ constexpr Duration kRedraw = std::chrono::milliseconds(50);
 struct DemoOptions {
   std::string model;
   std::string transport = "auto";
+  std::string device = "cpu";
   std::string kv_cache = "paged";
   uint32_t prefill_tp = 2;
   uint32_t decode_tp = 1;
@@ -148,6 +149,7 @@ Result<bool> Play(DemoOptions options, const StopSignals& signals) {
   KVRELAY_ASSIGN_OR_RETURN(const DemoDaemons daemons,
                            DemoDaemons::Start({.model = options.model,
                                                .transport = options.transport,
+                                               .device = options.device,
                                                .kv_cache = options.kv_cache,
                                                .prefill_tp = options.prefill_tp,
                                                .decode_tp = options.decode_tp},
@@ -165,9 +167,9 @@ Result<bool> Play(DemoOptions options, const StopSignals& signals) {
                                  !options.json && StdoutIsTerminal()));
   say(DemoTable(requests, paint));
 
-  engine::EngineOptions local_options;
-  local_options.model_dir = options.model;
-  KVRELAY_ASSIGN_OR_RETURN(LocalEngine local, LocalEngine::Open(local_options));
+  EngineFlags local_engine;
+  local_engine.options.model_dir = options.model;
+  KVRELAY_ASSIGN_OR_RETURN(LocalEngine local, LocalEngine::Open(local_engine));
   const Ask ask_local = [&](const proto::Generate& request, const OnTokens& on_tokens) {
     return local.Generate(request, signals, on_tokens);
   };
@@ -192,6 +194,9 @@ int DemoCommand(CommandArgs args) {
              "model folder with a byte-level tokenizer; the bundled one when empty");
   flags.Choice("transport", &options.transport, {"auto", "mapped", "ucx-packed"},
                "how the cache is pulled");
+  flags.Choice("device", &options.device, {"cpu", "cuda"},
+               "where the daemons compute, in fp32; the one process that they are compared with: "
+               "on the host");
   flags.Choice("kv_cache", &options.kv_cache, {"paged", "virtual"},
                "how the daemons keep it; the one process that they are compared with: paged");
   flags.Whole("prefill_tp", &options.prefill_tp, 1, 64, "ranks of the prefill daemon");

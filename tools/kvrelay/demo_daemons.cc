@@ -104,9 +104,9 @@ Result<DemoDaemon> DemoDaemons::StartOne(const std::string& name, uint32_t tp,
 Result<DemoDaemons> DemoDaemons::Start(const Options& options, const StopSignals& signals) {
   DemoDaemons daemons;
   KVRELAY_ASSIGN_OR_RETURN(daemons.folder_, MakeFolder());
-  const std::vector<std::string> common = {"--model=" + options.model,
-                                           "--transport=" + options.transport,
-                                           "--kv_cache=" + options.kv_cache};
+  const std::vector<std::string> common = {
+      "--model=" + options.model, "--transport=" + options.transport, "--device=" + options.device,
+      "--dtype=fp32", "--kv_cache=" + options.kv_cache};
   KVRELAY_ASSIGN_OR_RETURN(daemons.prefill_,
                            daemons.StartOne("prefill", options.prefill_tp, common, signals));
   std::vector<std::string> of_decode = common;

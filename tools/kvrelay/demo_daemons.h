@@ -30,6 +30,7 @@ class DemoDaemons {
   struct Options {
     std::string model;
     std::string transport;
+    std::string device;
     std::string kv_cache = "paged";
     uint32_t prefill_tp = 2;
     uint32_t decode_tp = 1;

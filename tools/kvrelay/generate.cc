@@ -78,7 +78,7 @@ int GenerateCommand(CommandArgs args) {
   };
   Result<Answer> answer = Error(Code::kInternal, "not asked");
   if (options.local) {
-    Result<LocalEngine> engine = LocalEngine::Open(options.engine.options);
+    Result<LocalEngine> engine = LocalEngine::Open(options.engine);
     if (!engine)
       return Fail(flags, options, engine.error(), SetupExitCodeOf(engine.error().code()));
     answer = engine->Generate(options.request, *signals, on_tokens);

@@ -20,8 +20,10 @@ Result<engine::PromptIds> Prompt(const proto::Generate& request,
 
 }  // namespace
 
-Result<LocalEngine> LocalEngine::Open(const engine::EngineOptions& options) {
-  KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, engine::Engine::Create(options));
+Result<LocalEngine> LocalEngine::Open(const EngineFlags& flags) {
+  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<const engine::Platform> platform, OpenPlatform(flags));
+  KVRELAY_ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine,
+                           engine::Engine::Create(flags.options, std::move(platform)));
   return LocalEngine(std::move(engine));
 }
 

@@ -4,14 +4,15 @@
 #include <memory>
 
 #include "engine/engine.h"
+#include "tools/common/engine_flags.h"
 #include "tools/kvrelay/answer.h"
 
 namespace kvrelay::tools {
 
 class LocalEngine {
  public:
-  // Errors as engine::Engine::Create.
-  static Result<LocalEngine> Open(const engine::EngineOptions& options);
+  // Errors as OpenPlatform and engine::Engine::Create.
+  static Result<LocalEngine> Open(const EngineFlags& flags);
 
   const engine::Engine& engine() const { return *engine_; }
 

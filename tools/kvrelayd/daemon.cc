@@ -87,7 +87,9 @@ Status Daemon::OpenEngine(const DaemonOptions& options) {
     to.conversation_blocks = options.conversation_blocks;
     to.conversation_ttl = Millis(options.conversation_ttl_ms);
   }
-  KVRELAY_ASSIGN_OR_RETURN(engine_, engine::Engine::Create(to));
+  KVRELAY_ASSIGN_OR_RETURN(std::shared_ptr<const engine::Platform> platform,
+                           OpenPlatform(options.engine));
+  KVRELAY_ASSIGN_OR_RETURN(engine_, engine::Engine::Create(to, std::move(platform)));
   return Status::Ok();
 }
 
