@@ -34,6 +34,8 @@ constexpr uint64_t kMaxPrefetchRuns = 16;
 // Inside a page the processor's own prefetchers see ahead: for runs up to this only the runs that
 // follow are asked for (at 4 KiB, asking for the rest of the same run as well made it 10% slower).
 constexpr uint64_t kShortRun = 4096;
+// In a place of fewer segments too few of them have a next one to ask for.
+constexpr uint32_t kManySegments = 64;
 constexpr uint64_t kCastBuffer = 4096;
 
 struct Job;
@@ -62,6 +64,12 @@ struct Job {
   // Where a unit begins: the reverse.
   uint64_t ByteOf(uint64_t unit) const {
     return unit / pieces * box.run_bytes + unit % pieces * piece_bytes;
+  }
+  const std::byte* PlaceSrc(uint64_t place) const {
+    return src_regions[places[place].src_region] + places[place].src_offset;
+  }
+  std::byte* PlaceDst(uint64_t place) const {
+    return dst_regions[places[place].dst_region] + places[place].dst_offset;
   }
   // The same box without its inner dimension.
   Job Groups() const {
@@ -119,9 +127,8 @@ class Cursor {
 
  private:
   void EnterPlace() {
-    const CopyPlace& place = job_->places[place_];
-    place_src_ = job_->src_regions[place.src_region] + place.src_offset;
-    place_dst_ = job_->dst_regions[place.dst_region] + place.dst_offset;
+    place_src_ = job_->PlaceSrc(place_);
+    place_dst_ = job_->PlaceDst(place_);
   }
   void Locate() {
     const CopySegment& segment = job_->segments[segment_];
@@ -147,7 +154,7 @@ ptrdiff_t Distance(const std::byte* from, const std::byte* to) {
                                 reinterpret_cast<uintptr_t>(from));
 }
 
-// The two racing functions: they read source bytes that their owner may be writing.
+// The racing functions: they read source bytes that their owner may be writing.
 //
 // Runs longer than a page: each asks for its own bytes, and towards its end for the next one's.
 template <typename Isa, bool kStream>
@@ -170,8 +177,39 @@ __attribute__((no_sanitize("thread"))) void CopyLongRuns(const Job& job, uint64_
   Isa::Finish();
 }
 
-// Runs so short that what counts is the work around each: the inner dimension is a plain loop, in
-// which the run that is asked for is a constant distance away.
+// How many runs ahead of the copy the memory is asked for.
+uint64_t RunsAhead(uint64_t run_bytes) {
+  return std::clamp<uint64_t>(kPrefetchBytes / run_bytes, 1, kMaxPrefetchRuns);
+}
+
+// Runs so short that what counts is the work around each, a run to a segment.
+template <typename Isa, bool kStream>
+__attribute__((no_sanitize("thread"))) void CopySegments(const Job& job, uint64_t begin,
+                                                         uint64_t end) {
+  const uint64_t run_bytes = job.box.run_bytes;
+  const uint64_t num_segments = job.box.num_segments;
+  const uint64_t ahead = RunsAhead(run_bytes);
+  const CopySegment* const segments = job.segments;
+  while (begin < end) {
+    const uint64_t place = begin / num_segments;
+    const uint64_t first = begin % num_segments;
+    const uint64_t last = std::min(num_segments, first + end - begin) - 1;
+    const std::byte* const src = job.PlaceSrc(place);
+    std::byte* const dst = job.PlaceDst(place);
+    for (uint64_t i = first; i <= last; ++i) {
+      const CopySegment now = segments[i];
+      const CopySegment next = segments[std::min(i + ahead, last)];
+      CopyRun<Isa, kStream>(
+          dst + now.dst, src + now.src, run_bytes,
+          {static_cast<ptrdiff_t>(next.src - now.src), static_cast<ptrdiff_t>(next.dst - now.dst)});
+    }
+    begin += last + 1 - first;
+  }
+  Isa::Finish();
+}
+
+// The same of several runs to a segment: the inner dimension is a plain loop, in which the run that
+// is asked for is a constant distance away.
 template <typename Isa, bool kStream>
 __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64_t begin,
                                                           uint64_t end) {
@@ -179,7 +217,7 @@ __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64
   const uint64_t run_bytes = job.box.run_bytes;
   const auto src_stride = static_cast<int64_t>(job.box.inner.src_stride);
   const auto dst_stride = static_cast<int64_t>(job.box.inner.dst_stride);
-  const uint64_t ahead_rows = std::clamp<uint64_t>(kPrefetchBytes / run_bytes, 1, kMaxPrefetchRuns);
+  const uint64_t ahead_rows = RunsAhead(run_bytes);
   // The first rows of a group ask for later rows of it, the last ones for those of the next group;
   // where a group is shorter than the distance, each row asks for the same row some groups ahead.
   const uint64_t ahead_groups = (ahead_rows + rows - 1) / rows;
@@ -224,7 +262,7 @@ __attribute__((no_sanitize("thread"))) void CopyShortRuns(const Job& job, uint64
   Isa::Finish();
 }
 
-// The third racing function, with the conversions that it calls. Where the copy is streamed a part
+// Racing, too, with the conversions that it calls. Where the copy is streamed a part
 // of a run is converted into a buffer that stays in the first cache, and streamed out of it.
 template <typename Isa, bool kStream>
 __attribute__((no_sanitize("thread"))) void CastRuns(const Job& job, uint64_t begin, uint64_t end) {
@@ -254,11 +292,12 @@ __attribute__((no_sanitize("thread"))) void CastRuns(const Job& job, uint64_t be
   Isa::Finish();
 }
 
-enum class Way { kShortRuns, kLongRuns, kCast };
+enum class Way { kSegments, kShortRuns, kLongRuns, kCast };
 
 template <typename Isa>
 CopyUnitsFn Choose(Way way, bool stream) {
   if (way == Way::kCast) return stream ? CastRuns<Isa, true> : CastRuns<Isa, false>;
+  if (way == Way::kSegments) return stream ? CopySegments<Isa, true> : CopySegments<Isa, false>;
   if (way == Way::kShortRuns) return stream ? CopyShortRuns<Isa, true> : CopyShortRuns<Isa, false>;
   return stream ? CopyLongRuns<Isa, true> : CopyLongRuns<Isa, false>;
 }
@@ -290,9 +329,11 @@ bool FillsLines(const CopyPlan& plan, const CopyBox& box, std::span<std::byte* c
 // The jobs of a plan, and its bytes numbered over all of them.
 class Jobs {
  public:
+  // `whole_bytes`: of the copy that the plan is a part of.
   Jobs(const CopyPlan& plan, std::span<const std::byte* const> src_regions,
-       std::span<std::byte* const> dst_regions)
+       std::span<std::byte* const> dst_regions, uint64_t whole_bytes)
       : total_(plan.bytes()) {
+    const bool large = std::max(total_, whole_bytes) >= kStreamFrom;
     jobs_.reserve(plan.boxes.size());
     uint64_t first_byte = 0;
     for (const CopyBox& box : plan.boxes) {
@@ -305,16 +346,20 @@ class Jobs {
       job.pieces = (box.run_bytes + kPiece - 1) / kPiece;
       job.first_byte = first_byte;
       job.bytes = box.bytes();
-      Way way = box.run_bytes <= kShortRun ? Way::kShortRuns : Way::kLongRuns;
+      Way way = Way::kLongRuns;
+      if (box.run_bytes <= kShortRun) {
+        const bool run_to_segment = box.outer.count == 1 && box.inner.count == 1;
+        way =
+            run_to_segment && box.num_segments >= kManySegments ? Way::kSegments : Way::kShortRuns;
+      }
       if (box.casts) {
         way = Way::kCast;
         job.factors = plan.factors.data() + box.cast.first_factor;
         job.src_piece_bytes = kPiece / SizeOf(box.cast.to) * SizeOf(box.cast.from);
         job.convert = internal::ConvertIsas()[0].function(box.cast.from, box.cast.to);
       }
-      job.copy_units =
-          ChooseForThisMachine(way, total_ >= kStreamFrom && (box.run_bytes >= kStreamLongRun ||
-                                                              FillsLines(plan, box, dst_regions)));
+      job.copy_units = ChooseForThisMachine(
+          way, large && (box.run_bytes >= kStreamLongRun || FillsLines(plan, box, dst_regions)));
       first_byte += job.bytes;
       jobs_.push_back(job);
     }
@@ -375,15 +420,15 @@ void CopyOnThreads(const Jobs& jobs, uint64_t begin, uint64_t end) {
 }  // namespace
 
 void ExecuteCopy(const CopyPlan& plan, std::span<const std::byte* const> src_regions,
-                 std::span<std::byte* const> dst_regions) {
-  const Jobs jobs(plan, src_regions, dst_regions);
+                 std::span<std::byte* const> dst_regions, uint64_t whole_bytes) {
+  const Jobs jobs(plan, src_regions, dst_regions, whole_bytes);
   CopyOnThreads(jobs, 0, jobs.total());
 }
 
 uint64_t ExecuteCopyPart(const CopyPlan& plan, uint64_t position, uint64_t max_bytes,
                          std::span<const std::byte* const> src_regions,
                          std::span<std::byte* const> dst_regions) {
-  const Jobs jobs(plan, src_regions, dst_regions);
+  const Jobs jobs(plan, src_regions, dst_regions, /*whole_bytes=*/0);
   if (position >= jobs.total()) return jobs.total();
   const uint64_t end = max_bytes >= jobs.total() - position
                            ? jobs.total()

@@ -24,8 +24,11 @@ namespace kvrelay {
 // The source may be another process's memory that is being overwritten meanwhile: the caller reads
 // the lease record before and after and throws the bytes away when it changed (an optimistic read).
 // It is the one function in the project that is allowed to race, and is annotated so.
+//
+// What is large (4 MiB) is stored around the caches, where it is not read again soon.
+// `whole_bytes`: of the copy that this plan is a part of, where that is more than the plan itself.
 void ExecuteCopy(const CopyPlan& plan, std::span<const std::byte* const> src_regions,
-                 std::span<std::byte* const> dst_regions);
+                 std::span<std::byte* const> dst_regions, uint64_t whole_bytes = 0);
 
 // A part of it: from byte `position` of the plan (0, or what the call before returned) on, at most
 // `max_bytes` but at least one run or piece of a long run (some 256 KiB). Returns the position

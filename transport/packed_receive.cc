@@ -164,7 +164,9 @@ Status PackedReceiver::Unpack(Stream& stream, const CopyPlan& plan,
     std::memcpy(slot->data.data(), data.data(), data.size());
     source = slot->data.data();
   }
-  auto copy = BeginChunkCopy(device_, plan, std::span(&source, 1), local_bases_);
+  const StreamPlan& whole = stream.expected.plan;
+  auto copy = BeginChunkCopy(device_, plan, std::span(&source, 1), local_bases_,
+                             whole.chunks * whole.max_chunk_bytes);
   if (!copy.has_value()) {
     ring_->Give(slot);
     return std::move(copy).error();

@@ -163,7 +163,8 @@ Result<std::unique_ptr<DeviceCopy>> PackedSender::BeginPacking(Stream& stream, u
   slot.header.bytes = bytes;
   slot.header.before = out.record->ReadBefore();
   if (stream.left.size() == out.plan.chunks) stream.completion.before = slot.header.before;
-  return BeginChunkCopy(device_, plan, local_bases_, std::span(&destination, 1));
+  return BeginChunkCopy(device_, plan, local_bases_, std::span(&destination, 1),
+                        /*whole_bytes=*/0);
 }
 
 void PackedSender::EndPacking(const std::shared_ptr<Stream>& stream, Slot* slot, Status packed,

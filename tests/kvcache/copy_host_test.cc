@@ -40,15 +40,19 @@ void ExpectCopies(const CopyPlan& plan, const std::vector<std::byte>& src, size_
   const std::vector<uint64_t> src_bytes = {src.size()};
   const Status valid = plan.Validate(src_bytes, std::vector<uint64_t>{dst_bytes});
   ASSERT_TRUE(valid.ok()) << valid.ToString();
-  std::vector<std::byte> got(dst_bytes, std::byte{0x5a});
-  std::vector<std::byte> want = got;
+  const std::vector<std::byte> before(dst_bytes, std::byte{0x5a});
+  std::vector<std::byte> want = before;
   CopyByDefinition(plan, src.data(), want.data());
   const std::byte* const from[] = {src.data()};
-  std::byte* const to[] = {got.data()};
-  ExecuteCopy(plan, from, to);
-  if (std::memcmp(got.data(), want.data(), dst_bytes) == 0) return;
-  const auto difference = std::mismatch(got.begin(), got.end(), want.begin()).first;
-  FAIL() << "first difference at byte " << difference - got.begin();
+  for (const uint64_t whole_bytes : {0, 1 << 30}) {
+    std::vector<std::byte> got = before;
+    std::byte* const to[] = {got.data()};
+    ExecuteCopy(plan, from, to, whole_bytes);
+    if (std::memcmp(got.data(), want.data(), dst_bytes) == 0) continue;
+    const auto difference = std::mismatch(got.begin(), got.end(), want.begin()).first;
+    FAIL() << "first difference at byte " << difference - got.begin() << " as a part of "
+           << whole_bytes << " bytes";
+  }
 }
 
 CopyPlan OneRun(uint64_t run_bytes, uint64_t src_offset, uint64_t dst_offset) {
@@ -143,6 +147,33 @@ TEST_F(LargeCopy, BoxesOfAllSortsOfRuns) {
       ASSERT_LE(2 * blocks * block, src.size());
       ExpectCopies(plan, src, 2 * blocks * block);
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Shared among threads, and small enough not to be.
+TEST_F(LargeCopy, OneRunToEachOfManySegments) {
+  const uint64_t seed = TestSeed();
+  Random random(seed);
+  const std::vector<std::byte> src = RandomBytes(random, 6 << 20);
+  for (const uint64_t run : {1, 40, 64, 256, 1000, 2048, 4096}) {
+    for (const uint64_t gap : {0, 24, 64}) {
+      for (const uint64_t blocks : {uint64_t{64}, uint64_t{65}, (2 << 20) / (run + gap)}) {
+        SCOPED_TRACE(testing::Message() << "KVRELAY_SEED=" << seed << " run " << run << " gap "
+                                        << gap << " blocks " << blocks);
+        std::vector<uint64_t> order(blocks);
+        std::iota(order.begin(), order.end(), 0);
+        std::shuffle(order.begin(), order.end(), random);
+        const uint64_t step = run + gap;
+        CopyPlan plan = OneRun(run, 0, 0);
+        plan.segments.clear();
+        for (uint64_t i = 0; i < blocks; ++i) plan.segments.push_back({i * step, order[i] * step});
+        plan.places = {{}, {0, 0, blocks * step, 2 * blocks * step}};
+        plan.boxes[0].num_places = 2;
+        plan.boxes[0].num_segments = static_cast<uint32_t>(blocks);
+        ExpectCopies(plan, src, 3 * blocks * step);
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }
