@@ -75,6 +75,13 @@ TEST_F(Bench, PullVerifiesEveryWayAndEveryPairOfLayouts) {
   EXPECT_THAT(json["refused"].dump(), HasSubstr("no such package"));
 }
 
+TEST_F(Bench, PullMeasuresOnlyTheWaysThatAreNamed) {
+  const Json json = Run({"pull", "--mib=1", "--rounds=1", "--slices=4096", "--threads=1",
+                         "--ways=mapped,tcp socket"});
+  EXPECT_THAT(Ways(json["rows"]), ::testing::ElementsAre("mapped", "tcp socket"));
+  EXPECT_TRUE(json["layouts"].empty());
+}
+
 TEST_F(Bench, SmallTimesPullsConnectionsAndLoads) {
   const Json json = Run({"small", "--count=20", "--silences=2", "--silence_ms=20", "--mib=2"});
   ASSERT_TRUE(json.contains("rows"));
@@ -106,6 +113,7 @@ TEST_F(Bench, WrongNumbersAreRefused) {
   EXPECT_EQ(Cli({"bench"}).exit_code, 2);
   EXPECT_EQ(Cli({"bench", "hay"}).exit_code, 2);
   EXPECT_EQ(Cli({"bench", "pull", "--slices=100"}).exit_code, 2);
+  EXPECT_EQ(Cli({"bench", "pull", "--mib=1", "--ways=hay"}).exit_code, 2);
   EXPECT_EQ(Cli({"bench", "control", "--leases=10", "--owners=20"}).exit_code, 2);
   EXPECT_EQ(Cli({"bench", "--help"}).exit_code, 0);
   EXPECT_EQ(Cli({"bench", "pull", "--help"}).exit_code, 0);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <string_view>
 #include <vector>
 
 #include "base/cpu.h"
@@ -27,6 +28,7 @@ struct PullOptions {
   std::vector<uint32_t> threads = {};
   uint32_t mib = 64;
   uint32_t rounds = 7;
+  std::string ways;
   std::string peers;
   bool json = false;
 
@@ -43,6 +45,16 @@ struct Row {
   std::vector<double> rates = {};    // GB/s
   std::string failure = {};
 };
+
+// Whether `name` stands in a comma-separated list.
+bool IsNamed(std::string_view name, std::string_view names) {
+  while (true) {
+    const size_t comma = names.find(',');
+    if (names.substr(0, comma) == name) return true;
+    if (comma == std::string_view::npos) return false;
+    names.remove_prefix(comma + 1);
+  }
+}
 
 std::string NameOf(const PullWay& way) { return way.name() + " x" + std::to_string(way.threads()); }
 
@@ -267,6 +279,11 @@ Result<std::string> Bench(const PullOptions& options, const std::string& folder)
   if (!options.peers.empty()) {
     OpenPeerWays(options.peers, folder, options.memory_bytes(), ways);
   }
+  if (!options.ways.empty()) {
+    std::erase_if(ways.ways, [&](const auto& way) { return !IsNamed(way->name(), options.ways); });
+    if (ways.ways.empty()) return Error(Code::kInvalidArgument, "no way is named " + options.ways);
+    ways.read_plans = nullptr;
+  }
   PullBench bench(options, std::move(ways), *side);
   bench.Run();
   return bench.Report();
@@ -287,6 +304,8 @@ int BenchPullCommand(CommandArgs args) {
   flags.Ids("threads", &options.threads, "numbers of threads of the reader");
   flags.Whole("mib", &options.mib, 1, 1024, "MiB a pull; ways too slow for it move less");
   flags.Whole("rounds", &options.rounds, 1, 1000, "pulls of each way, taken in turn");
+  flags.Text("ways", &options.ways, "NAMES",
+             "only these, comma-separated, and no pairs of layouts; empty: all");
   flags.Text("peers", &options.peers, "FILE",
              "other systems to compare with, a name and a command "
              "each line (see scripts/bench-host)");
