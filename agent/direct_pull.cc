@@ -74,7 +74,7 @@ DirectPull::State DirectPull::Look() {
     }
   }
   if (reading) return State::kReading;
-  ended_ = std::chrono::steady_clock::now();
+  if (!ended_) ended_ = std::chrono::steady_clock::now();
   return failed_ ? State::kNothing : State::kRead;
 }
 
@@ -84,7 +84,7 @@ proto::PullReply DirectPull::Reply(Counters& counters) const {
   proto::PullReply reply;
   reply.path = sources_.front().path().transport->name();
   reply.bytes = bytes_;
-  reply.copy_ms = ToMillis(ended_ - began_);
+  reply.copy_ms = ToMillis(*ended_ - began_);
   reply.scales = scales_;
   reply.cast = std::ranges::any_of(sources_, [](const Source& s) { return s.plan.whole.casts(); });
   counters.Add("kvrelay_pulls_total{path=\"" + reply.path + "\",outcome=\"ok\"}");

@@ -58,7 +58,7 @@ class DirectPull {
   KvScales scales_;
   uint64_t bytes_ = 0;  // of all sources
   TimePoint began_;
-  TimePoint ended_;
+  std::optional<TimePoint> ended_;  // when nothing was seen to move any more
   bool failed_ = false;
 };
 

@@ -215,6 +215,16 @@ TEST_F(DirectPullTest, WhatIsComputedIsHereWhenTheCallReturns) {
   }
 }
 
+TEST_F(DirectPullTest, ItsTimeIsTheCopysNotItsReports) {
+  Open();
+  Meet();
+  const auto loading = Claim(Offer(2));
+  ReadyAtOnce(*loading, 2, [](Load&) { std::this_thread::sleep_for(Millis(200)); });
+  const auto loaded = Wait(*loading);
+  ASSERT_TRUE(loaded.has_value()) << loaded.error().ToString();
+  EXPECT_LT(loaded->own.pull_ms, 200);
+}
+
 TEST_F(DirectPullTest, WhatIsNotComputedComesWhenItIs) {
   Open();
   Meet();
