@@ -22,6 +22,13 @@ message(STATUS "${archive}: ${mib} MiB")
 
 file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${WORK}/elsewhere")
 file(GLOB root "${WORK}/elsewhere/kvrelay-*")
+# By name no program needs it; oneTBB does on machines with several nodes of memory.
+foreach(library IN ITEMS libtbbbind libhwloc)
+  file(GLOB found "${root}/lib/kvrelay/${library}*.so.*")
+  if(NOT found)
+    message(FATAL_ERROR "the bundle lacks ${library}")
+  endif()
+endforeach()
 foreach(program IN ITEMS kvrelayd kvrelay)
   run(env -i "${root}/bin/${program}" --version)
   if(NOT output MATCHES "${VERSION}")
