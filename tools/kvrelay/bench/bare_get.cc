@@ -89,7 +89,7 @@ Result<std::unique_ptr<BareGetOwner>> BareGetOwner::Start(std::span<std::byte> m
   owner->thread_ = std::jthread([get = owner->get_.get()](const std::stop_token& stop) {
     while (!stop.stop_requested()) {
       get->Progress();
-      std::this_thread::sleep_for(std::chrono::microseconds(200));
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
   });
   return owner;
