@@ -24,10 +24,7 @@ struct CacheMaps {
 struct AttendArgs {
   AttendShape shape;
   Plan plan;
-  const uint32_t* blocks;  // [max_requests][blocks_stride]
-  const uint32_t* prefix_blocks;
-  uint32_t blocks_stride;
-  uint32_t prefix_blocks_stride;
+  BlockTables tables;
   const void* q;  // [max_requests][heads][group][head_dim]
   void* out;
   float* lse;

@@ -1,4 +1,4 @@
-// The launch of one instance of the attention kernel.
+// The launch of the attention kernel of one type and head size.
 #pragma once
 
 #include "attention/cuda/attend_kernel.cuh"
@@ -7,13 +7,14 @@ namespace kvrelay::attention::cuda {
 
 template <typename T, uint32_t kHeadDim>
 cudaError_t LaunchAttendOf(const CacheMaps& maps, const AttendArgs& args, cudaStream_t stream) {
-  constexpr auto kKernel = AttendKernel<T, kHeadDim>;
+  const auto kernel = args.shape.group <= 8 ? AttendKernel<T, kHeadDim, 1>
+                                            : AttendKernel<T, kHeadDim, kMaxGroup / 8>;
   constexpr size_t kBytes = sizeof(Shared<kHeadDim>);
   static_assert(kBytes <= 227 * 1024);
   const cudaError_t error =
-      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  kKernel<<<args.shape.multiprocessors, kCtaThreads, kBytes, stream>>>(maps, args);
+  kernel<<<args.shape.multiprocessors, kCtaThreads, kBytes, stream>>>(maps, args);
   return cudaGetLastError();
 }
 

@@ -1,6 +1,7 @@
 // Consumers of a prefix item: a tile of 128 query rows of one head, those of many requests, meets
 // some KV tiles of their prefix. Each of the two warpgroups has 64 of the rows. The products of the
-// next tile with K run while this tile's softmax is computed.
+// next tile with K run while this tile's softmax is computed, and the warpgroups issue products in
+// turns, so that one multiplies while the other computes its softmax.
 #pragma once
 
 #include "attention/cuda/consume.cuh"
@@ -14,17 +15,15 @@ class PrefixAttention {
   using S = Shared<kHeadDim>;
   static constexpr uint32_t kOutputs = kHeadDim / 2;  // accumulators of a thread
   static constexpr uint32_t kWarpgroupRows = kTileRows / 2;
+  // Sums are relative to a logit (in units of log 2) that the largest exceeds by at most this.
+  static constexpr float kSlack = 8;
 
   __device__ PrefixAttention(Consumer<kHeadDim>& consumer, const PrefixItem& item)
-      : c_(consumer),
-        item_(item),
-        warpgroup_(consumer.warp / 4),
-        relayed_(consumer.args.plan.relayed[item.relayed]),
-        first_member_(item.row_tile * consumer.args.shape.requests_per_tile()),
-        requests_(min(consumer.args.shape.requests_per_tile(), relayed_.members - first_member_)) {}
+      : c_(consumer), item_(item), warpgroup_(consumer.warp / 4) {}
 
   __device__ void Run() {
-    const uint32_t rows = requests_ * c_.args.shape.group;
+    const uint32_t rows = item_.requests * c_.args.shape.group;
+    both_ = rows > kWarpgroupRows;
     if (warpgroup_ * kWarpgroupRows < rows) {
       LoadQuery(rows);
       Attend();
@@ -36,14 +35,18 @@ class PrefixAttention {
         c_.ring.Next();
       }
     }
-    Finish();
+    // Loaded before the part is waited for.
+    const uint32_t request = c_.thread < item_.requests ? Request(c_.thread) : 0;
+    c_.Sync();  // the part is written
+    if (c_.thread < item_.requests) c_.PartWritten(request, item_.head);
   }
 
  private:
-  __device__ uint32_t Tiles() const { return (item_.tokens + kTileTokens - 1) / kTileTokens; }
+  __device__ uint32_t Tokens() const { return item_.end - item_.begin; }
+  __device__ uint32_t Tiles() const { return CeilDiv(Tokens(), kTileTokens); }
   // Request `slot` of the tile's.
   __device__ uint32_t Request(uint32_t slot) const {
-    return c_.args.plan.members[relayed_.first_member + first_member_ + slot];
+    return c_.args.plan.members[item_.first_member + slot];
   }
 
   // This warpgroup's rows into shared memory; rows past the end are zeros.
@@ -78,8 +81,8 @@ class PrefixAttention {
   }
 
   __device__ __forceinline__ void Logits(uint32_t slot) {
-    const uint32_t q =
-        ptx::SharedAddress(c_.shared.q) + warpgroup_ * (kWarpgroupRows / 8) * S::kGroupBytes;
+    const uint32_t q = ptx::Opaque(ptx::SharedAddress(c_.shared.q) +
+                                   warpgroup_ * (kWarpgroupRows / 8) * S::kGroupBytes);
     const uint32_t k = ptx::SharedAddress(c_.shared.ring[slot]);
     ptx::WarpgroupFence();
 #pragma unroll
@@ -128,7 +131,7 @@ class PrefixAttention {
       float max = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
       max = fmaxf(max, __shfl_xor_sync(~0U, max, 1));
       max = fmaxf(max, __shfl_xor_sync(~0U, max, 2));
-      max = fmaxf(max * scale, max_[r]);
+      max = max * scale - max_[r] > kSlack ? max * scale : max_[r];
       const float base = max == -INFINITY ? 0 : max;
       factor[r] = ptx::Exp2(max_[r] - base);
       max_[r] = max;
@@ -165,6 +168,14 @@ class PrefixAttention {
     ptx::NamedBarrier(kWarpgroupBarrier + warpgroup_, 128);
   }
 
+  // The warpgroup's turn to issue products, and the other's.
+  __device__ __forceinline__ void WaitTurn() const {
+    if (both_) ptx::NamedBarrier(kProductsBarrier + warpgroup_, kConsumerThreads);
+  }
+  __device__ __forceinline__ void PassTurn() const {
+    if (both_) ptx::NamedBarrierArrive(kProductsBarrier + 1 - warpgroup_, kConsumerThreads);
+  }
+
   // The products of the next tile with K, and of the tile before with V; `add`: to what there is.
   template <bool kLast>
   __device__ __forceinline__ void Step(bool add, uint32_t valid) {
@@ -173,12 +184,14 @@ class PrefixAttention {
     const RingPosition<S::kStages> v = c_.ring;
     c_.ring.Next();
     c_.WaitFull(k.slot, k.parity);
+    WaitTurn();
     ptx::Pin(s_);
     ptx::Pin(o_);
     ptx::Pin(p_);
     Logits(k.slot);
     c_.WaitFull(v.slot, v.parity);
     Outputs(v.slot, add);
+    if (!kLast || warpgroup_ == 0) PassTurn();
     ptx::WarpgroupWait<1>();
     ptx::Pin(s_);
     c_.Release(k.slot);
@@ -193,17 +206,19 @@ class PrefixAttention {
     for (uint32_t i = 0; i < 32; i += 4)
       ptx::UseHere(valid, p_[i], p_[i + 1], p_[i + 2], p_[i + 3]);
     c_.Release(v.slot);
+    if (__any_sync(~0U, factor.x != 1 || factor.y != 1)) {
 #pragma unroll
-    for (uint32_t i = 0; i < kOutputs; i += 4) {
-      o_[i] *= factor.x, o_[i + 1] *= factor.x;
-      o_[i + 2] *= factor.y, o_[i + 3] *= factor.y;
+      for (uint32_t i = 0; i < kOutputs; i += 4) {
+        o_[i] *= factor.x, o_[i + 1] *= factor.x;
+        o_[i + 2] *= factor.y, o_[i + 3] *= factor.y;
+      }
     }
     PackProbabilities();
   }
 
   __device__ __forceinline__ void Attend() {
     const uint32_t tiles = Tiles();
-    const uint32_t valid = item_.tokens - (tiles - 1) * kTileTokens;  // in the last tile
+    const uint32_t valid = Tokens() - (tiles - 1) * kTileTokens;  // in the last tile
 
     c_.WaitFull(c_.ring.slot, c_.ring.parity);
     ptx::Pin(s_);
@@ -216,6 +231,7 @@ class PrefixAttention {
     Softmax();
     PackProbabilities();
 
+    if (tiles > 1 && warpgroup_ == 1) PassTurn();
     // A branch for the mask inside the loop would make the compiler wait for all products before
     // it.
     for (uint32_t tile = 1; tile + 1 < tiles; ++tile) Step<false>(tile > 1, valid);
@@ -250,17 +266,10 @@ class PrefixAttention {
     }
   }
 
-  __device__ void Finish() {
-    c_.Sync();  // the part is written
-    if (c_.thread < requests_) c_.PartWritten(Request(c_.thread), item_.head);
-  }
-
   Consumer<kHeadDim>& c_;
   const PrefixItem& item_;
   const uint32_t warpgroup_;
-  const RelayedPrefix& relayed_;
-  const uint32_t first_member_;
-  const uint32_t requests_;
+  bool both_ = false;  // warpgroups have rows
   float s_[64];
   float o_[kOutputs];
   uint32_t p_[32];

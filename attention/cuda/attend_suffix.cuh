@@ -1,7 +1,9 @@
-// Consumers of a suffix item: some tokens of one request and head. A warp takes every eighth unit
-// of 16 tokens. The products are the other way round than usual, S^T = K Q^T and O^T = V^T P^T:
-// tokens (then columns) fill the 16 rows of the tensor cores' tile and the few query heads the 8
-// columns, so that little of it is padding.
+// The consumer of a suffix item, one warp: some tokens of one request and head. The products are
+// the other way round than usual, S^T = K Q^T and O^T = V^T P^T: tokens (then columns) fill the 16
+// rows of the tensor cores' tile and the few query heads the 8 columns, so that little of it is
+// padding. A warp takes a whole tile of 128 tokens at a time (64 of more than 8 query heads), as
+// many chains of products as it has units of 16 tokens, and the warps of a CTA take items in turn:
+// none waits for another.
 #pragma once
 
 #include "attention/cuda/consume.cuh"
@@ -15,6 +17,8 @@ class SuffixAttention {
  public:
   using S = Shared<kHeadDim>;
   static constexpr uint32_t kSteps = kHeadDim / 16;
+  static constexpr uint32_t kUnits = kUnitsPerTile / kQueryTiles;  // at a time
+  static constexpr uint32_t kWidth = kHeadDim / 32;
 
   __device__ SuffixAttention(Consumer<kHeadDim>& consumer, const SuffixItem& item, uint32_t q_slot)
       : c_(consumer), item_(item), q_slot_(q_slot), tokens_(item.end - item.begin) {
@@ -23,33 +27,41 @@ class SuffixAttention {
   }
 
   __device__ void Run() {
-    const uint32_t tiles = (tokens_ + kTileTokens - 1) / kTileTokens;
-    for (uint32_t tile = 0; tile < tiles; ++tile) {
-      const uint32_t unit = tile * kUnitsPerTile + c_.warp;
-      const bool mine = unit * kUnitTokens < tokens_;
-      c_.WaitFull(c_.ring.slot, c_.ring.parity);
-      if (tile == 0) LoadQuery();
-      float s[kQueryTiles][4] = {};
-      if (mine) Logits(UnitAddress(), s);
-      c_.Release(c_.ring.slot);
+    c_.WaitTurn();
+    for (uint32_t begin = 0; begin < tokens_; begin += kTileTokens) {
+      const uint32_t valid = min(kTileTokens, tokens_ - begin);
+      const RingPosition<S::kStages> k = c_.ring;
       c_.ring.Next();
-      uint32_t p[kQueryTiles][2];
-      if (mine) Softmax(unit, s, p);
-      c_.WaitFull(c_.ring.slot, c_.ring.parity);
-      if (mine) {
-        const uint32_t valid = tokens_ - unit * kUnitTokens;
-        if (valid < kUnitTokens) ClearTokens(UnitAddress(), valid);
-        Outputs(UnitAddress(), p);
+      const RingPosition<S::kStages> v = c_.ring;
+      c_.ring.Next();
+      c_.WaitFull(k.slot, k.parity);
+      c_.WaitFull(v.slot, v.parity);
+      if (begin + kTileTokens >= tokens_) c_.PassTurn();
+      if (begin == 0) LoadQuery();
+      if (valid < kTileTokens) ClearTokens(StageAddress(v.slot, 0), valid);
+#pragma unroll 1
+      for (uint32_t chunk = 0; chunk < kQueryTiles; ++chunk) {
+        float s[kQueryTiles][kUnits][4] = {};
+        Logits(StageAddress(k.slot, chunk), s);
+        if (valid < kTileTokens) MaskLogits(chunk * kUnits * kUnitTokens, valid, s);
+        Softmax(s);
+        Outputs(StageAddress(v.slot, chunk), s);
       }
-      c_.Release(c_.ring.slot);
-      c_.ring.Next();
+      if (begin == 0) c_.WaitReleases();
+      c_.ReleaseAlone(k.slot);
+      c_.ReleaseAlone(v.slot);
     }
+    if (tokens_ == 0) {
+      c_.WaitReleases();
+      c_.PassTurn();
+    }
+    c_.PassReleases();
     Finish();
   }
 
  private:
-  __device__ uint32_t UnitAddress() const {
-    return ptx::SharedAddress(c_.shared.ring[c_.ring.slot]) + c_.warp * S::kUnitBytes;
+  __device__ uint32_t StageAddress(uint32_t slot, uint32_t chunk) const {
+    return ptx::SharedAddress(c_.shared.ring[slot]) + chunk * (kUnits * S::kUnitBytes);
   }
   // This lane's row of matrix i of a unit, at 16-byte unit u of the row.
   __device__ static uint32_t RowUnit(uint32_t unit_address, uint32_t token_group, uint32_t u,
@@ -74,84 +86,118 @@ class SuffixAttention {
     }
   }
 
-  __device__ void Logits(uint32_t unit_address, float (&s)[kQueryTiles][4]) const {
+  __device__ void Logits(uint32_t stage, float (&s)[kQueryTiles][kUnits][4]) const {
     const uint32_t matrix = c_.lane / 8;
     const uint32_t row = c_.lane % 8;
 #pragma unroll
     for (uint32_t step = 0; step < kSteps; ++step) {
-      uint32_t k[4];
-      ptx::LoadMatrix(k, RowUnit(unit_address, matrix % 2, 2 * step + matrix / 2, row));
 #pragma unroll
-      for (uint32_t n = 0; n < kQueryTiles; ++n) {
-        ptx::Mma<T>(s[n], k, q_[n][step][0], q_[n][step][1]);
+      for (uint32_t u = 0; u < kUnits; ++u) {
+        uint32_t k[4];
+        ptx::LoadMatrix(k,
+                        RowUnit(stage + u * S::kUnitBytes, matrix % 2, 2 * step + matrix / 2, row));
+#pragma unroll
+        for (uint32_t n = 0; n < kQueryTiles; ++n) {
+          ptx::Mma<T>(s[n][u], k, q_[n][step][0], q_[n][step][1]);
+        }
       }
     }
   }
 
-  // s[n]: tokens lane / 4 and 8 more, query heads 8n + 2 (lane % 4) and the next. p: exp2(s - max)
-  // as the second operand of the product with V.
-  __device__ void Softmax(uint32_t unit, float (&s)[kQueryTiles][4],
-                          uint32_t (&p)[kQueryTiles][2]) {
-    const uint32_t token = unit * kUnitTokens + c_.lane / 4;
-    const bool low = token < tokens_;
-    const bool high = token + 8 < tokens_;
+  // s[n][u]: tokens lane / 4 and 8 more of unit u, query heads 8n + 2 (lane % 4) and the next.
+  __device__ void MaskLogits(uint32_t first, uint32_t valid,
+                             float (&s)[kQueryTiles][kUnits][4]) const {
+#pragma unroll
+    for (uint32_t n = 0; n < kQueryTiles; ++n) {
+#pragma unroll
+      for (uint32_t u = 0; u < kUnits; ++u) {
+        const uint32_t token = first + u * kUnitTokens + c_.lane / 4;
+        if (token >= valid) s[n][u][0] = s[n][u][1] = -INFINITY;
+        if (token + 8 >= valid) s[n][u][2] = s[n][u][3] = -INFINITY;
+      }
+    }
+  }
+
+  // s becomes exp2(s - max); older sums shrink.
+  __device__ void Softmax(float (&s)[kQueryTiles][kUnits][4]) {
+    const float scale = c_.args.shape.scale_log2;
 #pragma unroll
     for (uint32_t n = 0; n < kQueryTiles; ++n) {
       float factor[2];
 #pragma unroll
       for (uint32_t i = 0; i < 2; ++i) {
-        float& a = s[n][i];
-        float& b = s[n][i + 2];
-        a = low ? a * c_.args.shape.scale_log2 : -INFINITY;
-        b = high ? b * c_.args.shape.scale_log2 : -INFINITY;
-        float max = fmaxf(fmaxf(a, b), max_[n][i]);
+        float max = fmaxf(s[n][0][i], s[n][0][i + 2]);
+#pragma unroll
+        for (uint32_t u = 1; u < kUnits; ++u) {
+          max = fmaxf(max, fmaxf(s[n][u][i], s[n][u][i + 2]));
+        }
 #pragma unroll
         for (uint32_t step = 4; step < 32; step *= 2) {
           max = fmaxf(max, __shfl_xor_sync(~0U, max, step));
         }
-        const float base = max == -INFINITY ? 0 : max;
-        factor[i] = ptx::Exp2(max_[n][i] - base);
+        // The first tokens of an item are there, so that the largest is no -inf.
+        max = fmaxf(max * scale, max_[n][i]);
+        factor[i] = ptx::Exp2(max_[n][i] - max);
         max_[n][i] = max;
-        a = ptx::Exp2(a - base);
-        b = ptx::Exp2(b - base);
-        sum_[n][i] = sum_[n][i] * factor[i] + a + b;
+        float sum = 0;
+#pragma unroll
+        for (uint32_t u = 0; u < kUnits; ++u) {
+          float& a = s[n][u][i];
+          float& b = s[n][u][i + 2];
+          a = ptx::Exp2(fmaf(a, scale, -max));
+          b = ptx::Exp2(fmaf(b, scale, -max));
+          sum += a + b;
+        }
+        sum_[n][i] = sum_[n][i] * factor[i] + sum;
       }
 #pragma unroll
       for (uint32_t step = 0; step < kSteps; ++step) {
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i) o_[n][step][i] *= factor[i % 2];
       }
-      p[n][0] = ptx::TransposeMatrix(ptx::Pack<T>(s[n][0], s[n][1]));
-      p[n][1] = ptx::TransposeMatrix(ptx::Pack<T>(s[n][2], s[n][3]));
     }
   }
 
   // Slots past the last token may hold anything, and 0 * NaN is NaN.
-  __device__ void ClearTokens(uint32_t unit_address, uint32_t valid) const {
-    constexpr uint32_t kUnits = kHeadDim / 8;
-    for (uint32_t i = valid * kUnits + c_.lane; i < kUnitTokens * kUnits; i += 32) {
-      const uint32_t token = i / kUnits;
-      ptx::StoreShared16(RowUnit(unit_address, token / 8, i % kUnits, token % 8), {});
+  __device__ void ClearTokens(uint32_t stage, uint32_t valid) const {
+    constexpr uint32_t kRowUnits = kHeadDim / 8;
+    for (uint32_t i = valid * kRowUnits + c_.lane; i < kTileTokens * kRowUnits; i += 32) {
+      const uint32_t token = i / kRowUnits;
+      ptx::StoreShared16(RowUnit(stage, token / 8, i % kRowUnits, token % 8), {});
     }
     ptx::FenceProxyAsync();  // the copy engine writes here next
     __syncwarp();
   }
 
-  __device__ void Outputs(uint32_t unit_address, const uint32_t (&p)[kQueryTiles][2]) {
+  __device__ void Outputs(uint32_t stage, const float (&s)[kQueryTiles][kUnits][4]) {
     const uint32_t matrix = c_.lane / 8;
     const uint32_t row = c_.lane % 8;
 #pragma unroll
-    for (uint32_t step = 0; step < kSteps; ++step) {
-      uint32_t v[4];
-      ptx::LoadMatrixTransposed(v, RowUnit(unit_address, matrix / 2, 2 * step + matrix % 2, row));
+    for (uint32_t u = 0; u < kUnits; ++u) {
+      // exp2(s - max) as the second operand.
+      uint32_t p[kQueryTiles][2];
 #pragma unroll
-      for (uint32_t n = 0; n < kQueryTiles; ++n) ptx::Mma<T>(o_[n][step], v, p[n][0], p[n][1]);
+      for (uint32_t n = 0; n < kQueryTiles; ++n) {
+        p[n][0] = ptx::TransposeMatrix(ptx::Pack<T>(s[n][u][0], s[n][u][1]));
+        p[n][1] = ptx::TransposeMatrix(ptx::Pack<T>(s[n][u][2], s[n][u][3]));
+      }
+#pragma unroll
+      for (uint32_t step = 0; step < kSteps; ++step) {
+        uint32_t v[4];
+        ptx::LoadMatrixTransposed(
+            v, RowUnit(stage + u * S::kUnitBytes, matrix / 2, 2 * step + matrix % 2, row));
+#pragma unroll
+        for (uint32_t n = 0; n < kQueryTiles; ++n) ptx::Mma<T>(o_[n][step], v, p[n][0], p[n][1]);
+      }
     }
   }
 
-  // Adds the warps' sums up, and writes the output or a part.
+  // Writes the output or a part. The sums, spread over the lanes, become rows through this warp's
+  // share of the memory for the queries of prefix items: there is none under way.
   __device__ void Finish() {
-    const AttendShape& shape = c_.args.shape;
+    constexpr uint32_t kRowBytes = kHeadDim * sizeof(float);
+    static_assert(kConsumerWarps * 8 * kRowBytes == S::kTileBytes);
+    const uint32_t rows = ptx::SharedAddress(c_.shared.q) + c_.warp * (8 * kRowBytes);
 #pragma unroll
     for (uint32_t n = 0; n < kQueryTiles; ++n) {
 #pragma unroll
@@ -160,71 +206,58 @@ class SuffixAttention {
         for (uint32_t step = 4; step < 32; step *= 2) {
           sum_[n][i] += __shfl_xor_sync(~0U, sum_[n][i], step);
         }
-      }
-    }
-#pragma unroll
-    for (uint32_t n = 0; n < kQueryTiles; ++n) {
-      const uint32_t rows = min(8U, shape.group - min(shape.group, 8 * n));
-      if (n > 0) c_.Sync();
-#pragma unroll
-      for (uint32_t i = 0; i < 2; ++i) {
         const uint32_t row = 2 * (c_.lane % 4) + i;
-        if (row < rows) {
 #pragma unroll
-          for (uint32_t step = 0; step < kSteps; ++step) {
-            float* to = &c_.shared.sums[c_.warp][row][step * 16 + c_.lane / 4];
-            to[0] = o_[n][step][i];
-            to[8] = o_[n][step][i + 2];
-          }
-          if (c_.lane / 4 == 0) c_.shared.row_sums[c_.warp][row] = {max_[n][i], sum_[n][i]};
+        for (uint32_t step = 0; step < kSteps; ++step) {
+          const uint32_t column = step * 16 + c_.lane / 4;
+          ptx::StoreShared4(rows + row * kRowBytes + Column(row, column), o_[n][step][i]);
+          ptx::StoreShared4(rows + row * kRowBytes + Column(row, column + 8), o_[n][step][i + 2]);
         }
       }
-      c_.Sync();
-      if (c_.warp < rows) FinishRow(n * 8 + c_.warp, c_.warp);
+      __syncwarp();
+      const uint32_t count = min(8U, c_.args.shape.group - min(c_.args.shape.group, 8 * n));
+#pragma unroll 2
+      for (uint32_t r = 0; r < count; ++r) {
+        float acc[kWidth];
+        ptx::LoadShared(acc, rows + r * kRowBytes + Column(r, c_.lane * kWidth));
+        StoreRow(8 * n + r, acc, OfRow(max_[n], r), OfRow(sum_[n], r));
+      }
+      __syncwarp();
     }
-    c_.Sync();  // the part is written, and the sums' memory is free
-    if (item_.contributions > 1 && c_.thread == 0) c_.PartWritten(item_.request, item_.head);
+    if (item_.alone == 0 && c_.lane == 0) c_.PartWritten(item_.request, item_.head);
+  }
+  // Where a column of a row stands, in bytes: without bank conflicts among the rows that are
+  // written at a time.
+  __device__ static uint32_t Column(uint32_t row, uint32_t column) {
+    return (column ^ row / 2 % 4 * 8) * sizeof(float);
   }
 
-  // One warp: query head `i`, whose sums stand in row `row` of each warp's.
-  __device__ void FinishRow(uint32_t i, uint32_t row) const {
-    constexpr uint32_t kWidth = kHeadDim / 32;
+  // What the lanes that compute row r have of it.
+  __device__ static float OfRow(const float (&x)[2], uint32_t r) {
+    const float even = __shfl_sync(~0U, x[0], static_cast<int>(r / 2));
+    const float odd = __shfl_sync(~0U, x[1], static_cast<int>(r / 2));
+    return r % 2 == 0 ? even : odd;
+  }
+
+  // Columns kWidth * lane and on of query head `r`.
+  __device__ void StoreRow(uint32_t r, float (&acc)[kWidth], float max, float sum) const {
     const AttendShape& shape = c_.args.shape;
-    float max = -INFINITY;
-#pragma unroll
-    for (uint32_t w = 0; w < kConsumerWarps; ++w) {
-      max = fmaxf(max, c_.shared.row_sums[w][row].x);
-    }
-    float acc[kWidth] = {};
-    float sum = 0;
-#pragma unroll
-    for (uint32_t w = 0; w < kConsumerWarps; ++w) {
-      const float2 theirs = c_.shared.row_sums[w][row];
-      const float weight = theirs.x == -INFINITY ? 0 : ptx::Exp2(theirs.x - max);
-      sum += weight * theirs.y;
-#pragma unroll
-      for (uint32_t d = 0; d < kWidth; ++d) {
-        acc[d] += weight * c_.shared.sums[w][row][c_.lane * kWidth + d];
-      }
-    }
-    if (item_.contributions > 1) {
-      const uint64_t part_row = c_.args.plan.first_suffix_row + item_.part * shape.group + i;
-      float* to = c_.args.plan.part_rows + part_row * kHeadDim + c_.lane * kWidth;
-#pragma unroll
-      for (uint32_t d = 0; d < kWidth; ++d) to[d] = acc[d];
-      if (c_.lane == 0) c_.args.plan.part_sums[part_row] = {max, sum};
+    if (item_.alone == 0) {
+      const uint64_t row = c_.args.plan.first_suffix_row + item_.part * shape.group + r;
+      StorePart(c_.args.plan.part_rows + row * kHeadDim + c_.lane * kWidth, acc);
+      if (c_.lane == 0) c_.args.plan.part_sums[row] = {max, sum};
       return;
     }
     const float scale = Reciprocal(sum);
 #pragma unroll
     for (uint32_t d = 0; d < kWidth; ++d) acc[d] *= scale;
-    const uint64_t out_row = (uint64_t{item_.request} * shape.heads + item_.head) * shape.group + i;
-    StoreOut<T>(static_cast<T*>(c_.args.out) + out_row * kHeadDim + c_.lane * kWidth, acc);
-    if (c_.lane == 0) c_.args.lse[out_row] = LogSumExp(max, sum);
+    const uint64_t row = (uint64_t{item_.request} * shape.heads + item_.head) * shape.group + r;
+    StoreOut<T>(static_cast<T*>(c_.args.out) + row * kHeadDim + c_.lane * kWidth, acc);
+    if (c_.lane == 0) c_.args.lse[row] = LogSumExp(max, sum);
   }
 
   Consumer<kHeadDim>& c_;
-  const SuffixItem& item_;
+  const SuffixItem item_;
   const uint32_t q_slot_;
   const uint32_t tokens_;
   uint32_t q_[kQueryTiles][kSteps][2];

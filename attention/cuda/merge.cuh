@@ -18,6 +18,14 @@ __device__ __forceinline__ void StoreOut(T* to, const float (&x)[kWidth]) {
   }
 }
 
+// The same of a part.
+__device__ __forceinline__ void StorePart(float* to, const float (&x)[4]) {
+  __stcg(reinterpret_cast<float4*>(to), make_float4(x[0], x[1], x[2], x[3]));
+}
+__device__ __forceinline__ void StorePart(float* to, const float (&x)[2]) {
+  __stcg(reinterpret_cast<float2*>(to), make_float2(x[0], x[1]));
+}
+
 // Sums as outputs: divided, and the log-sum-exp in natural log. No key: zeros and -inf.
 __device__ __forceinline__ float Reciprocal(float sum) { return sum > 0 ? 1 / sum : 0; }
 __device__ __forceinline__ float LogSumExp(float max_log2, float sum) {
@@ -58,96 +66,96 @@ __device__ __forceinline__ PartRows FindParts(const AttendShape& shape, const Pl
   return rows;
 }
 
-// One warp: the query heads of a head, kRows at a time. In order of position, so that equal parts
-// give equal bits.
+// One warp: query heads [first_row, first_row + row_count) of a head. In order of position, so that
+// equal parts give equal bits.
 template <typename T, uint32_t kHeadDim>
-__device__ void MergeHead(const AttendArgs& args, const PartRows& rows, uint32_t request,
-                          uint32_t head) {
+__device__ void MergeRows(const AttendArgs& args, const PartRows& rows, uint32_t request,
+                          uint32_t head, uint32_t first_row, uint32_t row_count) {
   constexpr uint32_t kWidth = kHeadDim / 32;  // columns of a lane
-  constexpr uint32_t kRows = 4;
-  constexpr uint32_t kParts = 4;  // in flight
+  constexpr uint32_t kLoads = 16;             // in flight
   using Columns = std::conditional_t<kWidth == 4, float4, float2>;
   const uint32_t lane = threadIdx.x % 32;
-  const uint32_t group = args.shape.group;
-  for (uint32_t first_row = 0; first_row < group; first_row += kRows) {
-    float max[kRows];
-    float sum[kRows] = {};
-    float acc[kRows][kWidth] = {};
+  const uint32_t parts = rows.count();
+  const uint64_t out_row = (uint64_t{request} * args.shape.heads + head) * args.shape.group;
+  const uint32_t end_row = first_row + row_count;
+  // What is loaded next, and what is added next.
+  uint32_t load_row = first_row;
+  uint32_t load_part = 0;
+  uint32_t row = first_row;
+  uint32_t part = 0;
+  float max = -INFINITY;
+  float sum = 0;
+  float acc[kWidth] = {};
+  while (row < end_row) {
+    Columns x[kLoads];
+    float2 s[kLoads];
 #pragma unroll
-    for (uint32_t r = 0; r < kRows; ++r) max[r] = -INFINITY;
-    for (uint32_t first = 0; first < rows.count(); first += kParts) {
-      Columns x[kRows][kParts];
-      float2 s[kRows][kParts];
-#pragma unroll
-      for (uint32_t p = 0; p < kParts; ++p) {
-        const uint32_t part_row = rows.Row(first + p) + first_row;
-#pragma unroll
-        for (uint32_t r = 0; r < kRows; ++r) {
-          x[r][p] = {};
-          s[r][p] = {-INFINITY, 0};
-          if (first + p >= rows.count() || first_row + r >= group) continue;
-          x[r][p] = __ldcg(reinterpret_cast<const Columns*>(
-              args.plan.part_rows + uint64_t{part_row + r} * kHeadDim + lane * kWidth));
-          s[r][p] = __ldcg(&args.plan.part_sums[part_row + r]);
-        }
-      }
-#pragma unroll
-      for (uint32_t r = 0; r < kRows; ++r) {
-        float larger = max[r];
-#pragma unroll
-        for (uint32_t p = 0; p < kParts; ++p) larger = fmaxf(larger, s[r][p].x);
-        const float base = larger == -INFINITY ? 0 : larger;
-        const float shrink = ptx::Exp2(max[r] - base);
-        max[r] = larger;
-        sum[r] *= shrink;
-#pragma unroll
-        for (uint32_t d = 0; d < kWidth; ++d) acc[r][d] *= shrink;
-#pragma unroll
-        for (uint32_t p = 0; p < kParts; ++p) {
-          const float weight = ptx::Exp2(s[r][p].x - base);
-          sum[r] += weight * s[r][p].y;
-#pragma unroll
-          for (uint32_t d = 0; d < kWidth; ++d) {
-            acc[r][d] += weight * reinterpret_cast<const float*>(&x[r][p])[d];
-          }
-        }
-      }
+    for (uint32_t i = 0; i < kLoads; ++i) {
+      if (load_row >= end_row) break;
+      const uint32_t part_row = rows.Row(load_part) + load_row;
+      x[i] = __ldcg(
+          reinterpret_cast<const Columns*>(args.plan.part_rows + uint64_t{part_row} * kHeadDim) +
+          lane);
+      s[i] = __ldcg(&args.plan.part_sums[part_row]);
+      if (++load_part == parts) load_part = 0, ++load_row;
     }
 #pragma unroll
-    for (uint32_t r = 0; r < kRows; ++r) {
-      if (first_row + r >= group) continue;
-      const float scale = Reciprocal(sum[r]);
+    for (uint32_t i = 0; i < kLoads; ++i) {
+      if (row >= end_row) break;
+      const float larger = fmaxf(max, s[i].x);
+      const float base = larger == -INFINITY ? 0 : larger;
+      const float shrink = ptx::Exp2(max - base);
+      const float weight = ptx::Exp2(s[i].x - base);
+      max = larger;
+      sum = sum * shrink + weight * s[i].y;
 #pragma unroll
-      for (uint32_t d = 0; d < kWidth; ++d) acc[r][d] *= scale;
-      const uint64_t row = (uint64_t{request} * args.shape.heads + head) * group + first_row + r;
-      StoreOut<T>(static_cast<T*>(args.out) + row * kHeadDim + lane * kWidth, acc[r]);
-      if (lane == 0) args.lse[row] = LogSumExp(max[r], sum[r]);
+      for (uint32_t d = 0; d < kWidth; ++d) {
+        acc[d] = acc[d] * shrink + weight * reinterpret_cast<const float*>(&x[i])[d];
+      }
+      if (++part < parts) continue;
+      const float scale = Reciprocal(sum);
+#pragma unroll
+      for (uint32_t d = 0; d < kWidth; ++d) acc[d] *= scale;
+      StoreOut<T>(static_cast<T*>(args.out) + (out_row + row) * kHeadDim + lane * kWidth, acc);
+      if (lane == 0) args.lse[out_row + row] = LogSumExp(max, sum);
+      part = 0, ++row;
+      max = -INFINITY, sum = 0;
+#pragma unroll
+      for (uint32_t d = 0; d < kWidth; ++d) acc[d] = 0;
     }
   }
 }
 
-// One warp: takes requests and heads until there are none left.
+// Warp `warp` of the `warps` that merge: its share of requests and heads, or of their single query
+// heads where these are fewer than the warps.
 template <typename T, uint32_t kHeadDim>
-__device__ void MergeParts(const AttendArgs& args) {
-  PlanHeader& header = *args.plan.header;
-  const uint32_t merges = header.merges;
-  if (merges == 0) return;
-  const uint32_t lane = threadIdx.x % 32;
+__device__ void MergeParts(const AttendArgs& args, uint32_t warp, uint32_t warps) {
+  const uint32_t merges = args.plan.header->merges;
+  const uint32_t group = args.shape.group;
   const uint32_t heads = args.shape.heads;
-  const uint32_t runs = header.runs + 1;
-  const auto ticket = [&] { return lane == 0 ? atomicAdd(&header.next_merge, 1) : 0; };
-  uint32_t next = ticket();
-  while (true) {
-    const uint32_t merge = __shfl_sync(~0U, next, 0);
-    if (merge >= merges) return;
-    next = ticket();
+  const uint32_t sharers = merges * group <= warps ? group : 1;  // warps of a request and head
+  const auto load = [&](uint32_t i) {
+    return i < merges * sharers ? args.plan.requests[i / sharers / heads] : RequestPlan{};
+  };
+  RequestPlan next = load(warp);
+  for (uint32_t i = warp; i < merges * sharers; i += warps) {
+    const RequestPlan plan = next;
+    next = load(i + warps);
+    const uint32_t merge = i / sharers;
     const uint32_t request = merge / heads;
     const uint32_t head = merge % heads;
-    const PartRows rows = FindParts(args.shape, args.plan, args.plan.requests[request], head);
+    const PartRows rows = FindParts(args.shape, args.plan, plan, head);
     if (rows.prefix_parts == 0 && rows.suffix_parts < 2) continue;  // its only item wrote it
-    while (ptx::LoadAcquire(&args.plan.contributions[merge]) != runs * rows.count()) {
+    uint32_t* written = &args.plan.contributions[merge];
+    while (ptx::LoadAcquire(written) < rows.count()) {
     }
-    MergeHead<T, kHeadDim>(args, rows, request, head);
+    MergeRows<T, kHeadDim>(args, rows, request, head, i % sharers, group / sharers);
+    // The last of the sharers leaves the count as the next launch needs it.
+    if (threadIdx.x % 32 == 0 &&
+        (sharers == 1 || atomicAdd(written, 1) == rows.count() + sharers - 1)) {
+      *written = 0;
+    }
+    __syncwarp();
   }
 }
 

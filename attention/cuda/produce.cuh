@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "attention/cuda/attend_args.h"
+#include "attention/cuda/plan_device.cuh"
 #include "attention/cuda/ptx.h"
 #include "attention/cuda/shared.h"
 
@@ -32,8 +33,8 @@ class Producer {
       : shared_(shared), args_(args), maps_(maps), lane_(threadIdx.x % 32) {}
 
  protected:
-  __device__ UnitSource Source(uint32_t request, uint32_t head, uint32_t prefix,
-                               uint32_t prefix_tokens, uint32_t begin, uint32_t end) const {
+  __device__ static UnitSource Source(uint32_t request, uint32_t head, uint32_t prefix,
+                                      uint32_t prefix_tokens, uint32_t begin, uint32_t end) {
     return {request,
             head,
             prefix,
@@ -42,8 +43,16 @@ class Producer {
             (end - begin + kUnitTokens - 1) / kUnitTokens};
   }
 
-  __device__ __forceinline__ uint32_t BlockOf(uint32_t unit) const {
+  __device__ __forceinline__ uint32_t PositionOf(uint32_t unit) const {
     return maps_.block_units == 1 ? unit : __umulhi(unit, maps_.block_units_inverse);
+  }
+
+  // Place of a unit of this head, which lies in this block.
+  __device__ int32_t Place(uint32_t head, uint32_t unit, uint32_t block) const {
+    const uint32_t heads_per_kv = args_.shape.heads_per_kv;
+    const uint32_t kv_head = heads_per_kv == 1 ? head : head / heads_per_kv;
+    return static_cast<int32_t>(block * maps_.block_step + kv_head * maps_.head_step +
+                                (unit - PositionOf(unit) * maps_.block_units) * maps_.unit_step);
   }
 
   // Place of unit 32 * window + lane.
@@ -51,16 +60,9 @@ class Producer {
     const uint32_t index = window * 32 + lane_;
     if (index >= source.units) return 0;
     const uint32_t unit = source.first + index;
-    const uint32_t position = BlockOf(unit);
-    const uint32_t block =
-        unit < source.prefix_units
-            ? args_.prefix_blocks[uint64_t{source.prefix} * args_.prefix_blocks_stride + position]
-            : args_.blocks[uint64_t{source.request} * args_.blocks_stride + position -
-                           BlockOf(source.prefix_units)];
-    const uint32_t heads_per_kv = args_.shape.heads_per_kv;
-    const uint32_t kv_head = heads_per_kv == 1 ? source.head : source.head / heads_per_kv;
-    return static_cast<int32_t>(block * maps_.block_step + kv_head * maps_.head_step +
-                                (unit - position * maps_.block_units) * maps_.unit_step);
+    return Place(source.head, unit,
+                 BlockAt(args_.tables, source.request, source.prefix,
+                         PositionOf(source.prefix_units), PositionOf(unit)));
   }
 
   S& shared_;
@@ -70,7 +72,8 @@ class Producer {
   RingPosition<S::kWorkSlots> work_;
 };
 
-// Takes work: pieces of prefix first, one at a time; then suffix items, fetched ahead.
+// Takes work: what the CTA begins with, then suffix items by ticket, fetched ahead, then what CTAs
+// that do not run yet would begin with.
 template <uint32_t kHeadDim>
 class WorkProducer : public Producer<kHeadDim> {
  public:
@@ -78,40 +81,51 @@ class WorkProducer : public Producer<kHeadDim> {
   using S = Shared<kHeadDim>;
   using Base::Base;
 
+  // One trip to memory for all that the first work takes, which may begin before barriers are
+  // ready.
+  __device__ void Fetch() {
+    begun_ = Take(blockIdx.x);
+    first_ = LoadFirst(blockIdx.x);
+    ticket_ = Ticket();
+    next_ticket_ = Ticket();
+    header_ = *args_.plan.header;
+  }
+
   // Until there is no work left. All lanes of the warp.
   __device__ void Run() {
-    PlanHeader& header = *args_.plan.header;
-    uint32_t piece = Ticket(&header.next_piece);
-    uint32_t ticket = Ticket(&header.next_suffix);
-    uint32_t next_ticket = Ticket(&header.next_suffix);
-    const uint32_t pieces = header.pieces;
-    items_ = header.suffix_items;
-    for (piece = Broadcast(piece); piece < pieces; piece = Broadcast(Ticket(&header.next_piece))) {
-      Piece(header, piece);
-    }
+    const PlanHeader header = header_;
+    if (Broadcast(begun_) == 0) Begin(header, blockIdx.x, first_);
+
     // Ticket, item and places in the cache are each a trip to L2 or memory: those of three items
     // are under way at a time.
-    uint32_t index = Broadcast(ticket);
+    items_ = header.suffix_items;
+    first_ticket_ = gridDim.x - header.pieces;
+    uint32_t index = Index(ticket_);
     uint32_t item = ItemWord(index);
-    uint32_t next_index = Broadcast(next_ticket);
+    uint32_t next_index = Index(next_ticket_);
     uint32_t next_item = ItemWord(next_index);
-    ticket = Ticket(&header.next_suffix);
+    uint32_t ticket = Ticket();
     int32_t places = Base::Places(SourceOf(item), 0);
     while (index < items_) {
       const int32_t next_places = Base::Places(SourceOf(next_item), 0);
-      const uint32_t after_index = Broadcast(ticket);
+      const uint32_t after_index = Index(ticket);
       const uint32_t after_item = ItemWord(after_index);
-      ticket = Ticket(&header.next_suffix);
-      Publish(WorkKind::kSuffix, places, [&](Work& work) {
-        if (lane_ < kItemWords) reinterpret_cast<uint32_t*>(&work.suffix)[lane_] = item;
-        if (lane_ == 0) work.q_slot = q_slot_;
-      });
-      if (SourceOf(item).units > 0) q_slot_ = (q_slot_ + 1) % S::kQuerySlots;
+      ticket = Ticket();
+      PublishItem(WorkKind::kSuffix, item, places);
       index = next_index, next_index = after_index;
       item = next_item, next_item = after_item;
       places = next_places;
     }
+
+    for (uint32_t other = Unbegun(); other != kNone; other = Unbegun()) {
+      // A CTA that is only late has begun by the time that this one has nothing left to do.
+      WaitIdle();
+      other = Unbegun();
+      if (other == kNone) break;
+      if (Broadcast(Take(other)) == 0) Begin(header, other, LoadFirst(other));
+    }
     Publish(WorkKind::kStop, 0, [](Work&) {});
+    Leave();
   }
 
  private:
@@ -120,23 +134,55 @@ class WorkProducer : public Producer<kHeadDim> {
   using Base::shared_;
   using Base::work_;
 
-  __device__ uint32_t Ticket(uint32_t* counter) { return lane_ == 0 ? atomicAdd(counter, 1) : 0; }
-  __device__ uint32_t Broadcast(uint32_t value) { return __shfl_sync(~0U, value, 0); }
-
-  // A suffix item is held by the warp, word i in lane i. Past the end: no tokens.
+  // An item is held by the warp, word i in lane i. The two kinds have the words for SourceOf in the
+  // same places; request means nothing in a prefix item.
   static constexpr uint32_t kItemWords = sizeof(SuffixItem) / sizeof(uint32_t);
+  static_assert(sizeof(PrefixItem) == sizeof(SuffixItem) &&
+                offsetof(PrefixItem, head) == offsetof(SuffixItem, head) &&
+                offsetof(PrefixItem, begin) == offsetof(SuffixItem, begin) &&
+                offsetof(PrefixItem, end) == offsetof(SuffixItem, end) &&
+                offsetof(PrefixItem, prefix_tokens) == offsetof(SuffixItem, prefix_tokens) &&
+                offsetof(PrefixItem, prefix) == offsetof(SuffixItem, prefix));
+
+  struct FirstWords {
+    uint32_t item;
+    uint32_t block;  // of unit `lane`
+    WorkKind kind;
+  };
+
+  __device__ uint32_t Broadcast(uint32_t value) const { return __shfl_sync(~0U, value, 0); }
+  __device__ uint32_t Take(uint32_t cta) const {
+    return lane_ == 0 ? atomicExch(&args_.plan.begun[cta], 1) : 0;
+  }
+  __device__ FirstWords LoadFirst(uint32_t cta) const {
+    const FirstWork& first = args_.plan.first[cta];
+    return {lane_ < kItemWords ? reinterpret_cast<const uint32_t*>(&first.suffix)[lane_] : 0,
+            first.blocks[lane_], first.kind};
+  }
+
+  __device__ uint32_t Ticket() {
+    return lane_ == 0 ? atomicAdd(&args_.plan.header->next_suffix, 1) : 0;
+  }
+  __device__ uint32_t Index(uint32_t ticket) const { return first_ticket_ + Broadcast(ticket); }
+  // Past the end: no tokens.
   __device__ uint32_t ItemWord(uint32_t index) const {
     if (index >= items_ || lane_ >= kItemWords) return 0;
-    return reinterpret_cast<const uint32_t*>(&args_.plan.suffix[index])[lane_];
+    const uint32_t chunk = index / args_.shape.heads;
+    uint32_t word = reinterpret_cast<const uint32_t*>(&args_.plan.chunks[chunk])[lane_];
+    const uint32_t head = index - chunk * args_.shape.heads;
+    if (lane_ == offsetof(SuffixItem, head) / 4 || lane_ == offsetof(SuffixItem, part) / 4) {
+      word += head;
+    }
+    return word;
+  }
+  __device__ uint32_t Word(uint32_t item, size_t offset) const {
+    return __shfl_sync(~0U, item, static_cast<int>(offset / sizeof(uint32_t)));
   }
   __device__ UnitSource SourceOf(uint32_t item) const {
-    const auto field = [&](size_t offset) {
-      return __shfl_sync(~0U, item, static_cast<int>(offset / sizeof(uint32_t)));
-    };
-    return Base::Source(field(offsetof(SuffixItem, request)), field(offsetof(SuffixItem, head)),
-                        field(offsetof(SuffixItem, prefix)),
-                        field(offsetof(SuffixItem, prefix_tokens)),
-                        field(offsetof(SuffixItem, begin)), field(offsetof(SuffixItem, end)));
+    return Base::Source(
+        Word(item, offsetof(SuffixItem, request)), Word(item, offsetof(SuffixItem, head)),
+        Word(item, offsetof(SuffixItem, prefix)), Word(item, offsetof(SuffixItem, prefix_tokens)),
+        Word(item, offsetof(SuffixItem, begin)), Word(item, offsetof(SuffixItem, end)));
   }
 
   // `fill(work)` writes the slot, each lane its share; `places`: of the first 32 units.
@@ -149,34 +195,49 @@ class WorkProducer : public Producer<kHeadDim> {
     if (lane_ == 0) work.kind = kind;
     __syncwarp();
     if (lane_ == 0) ptx::Arrive(ptx::SharedAddress(&shared_.work_full[work_.slot]));
+    last_ = work_;
     work_.Next();
   }
+  __device__ __forceinline__ void PublishItem(WorkKind kind, uint32_t item, int32_t places) {
+    Publish(kind, places, [&](Work& work) {
+      if (lane_ < kItemWords) reinterpret_cast<uint32_t*>(&work.suffix)[lane_] = item;
+      if (lane_ == 0) work.q_slot = q_slot_;
+    });
+    if (kind == WorkKind::kSuffix && SourceOf(item).units > 0) {
+      q_slot_ = (q_slot_ + 1) % S::kQuerySlots;
+    }
+  }
+  // Until all that was published is done.
+  __device__ void WaitIdle() const {
+    ptx::Wait(ptx::SharedAddress(&shared_.work_empty[last_.slot]), last_.parity);
+  }
 
-  // A piece of the line of prefix units: the end of a segment, whole ones, the start of one.
-  __device__ void Piece(const PlanHeader& header, uint32_t piece) {
-    uint32_t unit = piece * header.piece_units;
-    const uint32_t end = min(header.units, unit + header.piece_units);
+  // What `cta` begins with: a piece of the line, or an item.
+  __device__ void Begin(const PlanHeader& header, uint32_t cta, const FirstWords& first) {
+    if (first.kind == WorkKind::kStop) return;
+    const UnitSource source = SourceOf(first.item);
+    const int32_t places = Base::Place(source.head, source.first + lane_, first.block);
+    PublishItem(first.kind, first.item, places);
+    if (first.kind == WorkKind::kPrefix) {
+      Piece(header, cta, (source.units * kUnitTokens + kTileTokens - 1) / kTileTokens);
+    }
+  }
+
+  // The rest of a piece of the line of prefix units, after its first `done` units: the end of a
+  // segment, whole ones, the start of one.
+  __device__ void Piece(const PlanHeader& header, uint32_t piece, uint32_t done) {
+    uint32_t unit = piece * header.piece_units + done;
+    const uint32_t end = min(header.units, (piece + 1) * header.piece_units);
     while (unit < end) {
-      const uint32_t index = RelayedAt(header, unit);
-      const RelayedPrefix relayed = args_.plan.relayed[index];
-      const uint32_t segment = (unit - relayed.first_unit) / relayed.kv_tiles;
-      const uint32_t begin_tile = (unit - relayed.first_unit) % relayed.kv_tiles;
-      const uint32_t end_tile = min(relayed.kv_tiles, begin_tile + end - unit);
-      const uint32_t begin = begin_tile * kTileTokens;
-      const uint32_t end_token = min(relayed.tokens, end_tile * kTileTokens);
-      const uint32_t head = segment / relayed.row_tiles;
+      const RelayedPrefix relayed = args_.plan.relayed[RelayedAt(header, unit)];
+      const PrefixItem item = ItemAt(args_.shape, relayed, piece, unit, end);
       const UnitSource source =
-          Base::Source(0, head, relayed.prefix, relayed.tokens, begin, end_token);
-      Publish(WorkKind::kPrefix, Base::Places(source, 0), [&](Work& work) {
-        if (lane_ != 0) return;
-        work.prefix = {head,
-                       begin,
-                       end_token - begin,
-                       relayed.first_segment + segment + piece,
-                       index,
-                       segment % relayed.row_tiles};
+          Base::Source(0, item.head, item.prefix, item.prefix_tokens, item.begin, item.end);
+      const int32_t places = Base::Places(source, 0);
+      Publish(WorkKind::kPrefix, places, [&](Work& work) {
+        if (lane_ == 0) work.prefix = item;
       });
-      unit += end_tile - begin_tile;
+      unit += (item.end - item.begin + kTileTokens - 1) / kTileTokens;
     }
   }
 
@@ -191,6 +252,34 @@ class WorkProducer : public Producer<kHeadDim> {
     return found - 1;
   }
 
+  // A CTA whose first work nobody has taken, or kNone.
+  __device__ uint32_t Unbegun() const {
+    uint32_t unbegun = kNone;
+#pragma unroll 5
+    for (uint32_t i = lane_; i < gridDim.x; i += 32) {
+      const uint32_t cta = (blockIdx.x + i) % gridDim.x;
+      if (ptx::LoadRelaxed(&args_.plan.begun[cta]) == 0) unbegun = min(unbegun, cta);
+    }
+    return __reduce_min_sync(~0U, unbegun);
+  }
+
+  // The last CTA leaves the counters as the next launch needs them.
+  __device__ void Leave() {
+    PlanHeader& header = *args_.plan.header;
+    __threadfence();
+    const uint32_t left = Broadcast(lane_ == 0 ? atomicAdd(&header.finished_ctas, 1) : 0);
+    if (left != gridDim.x - 1) return;
+    for (uint32_t i = lane_; i < gridDim.x; i += 32) args_.plan.begun[i] = 0;
+    if (lane_ == 0) header.next_suffix = header.finished_ctas = 0;
+  }
+
+  uint32_t begun_ = 0;
+  FirstWords first_ = {};
+  uint32_t ticket_ = 0;
+  uint32_t next_ticket_ = 0;
+  PlanHeader header_;
+  RingPosition<S::kWorkSlots> last_;
+  uint32_t first_ticket_ = 0;
   uint32_t items_ = 0;
   uint32_t q_slot_ = 0;
 };
@@ -211,17 +300,10 @@ class TileProducer : public Producer<kHeadDim> {
       const WorkKind kind = work.kind;
       if (kind == WorkKind::kStop) return;
       const bool prefix = kind == WorkKind::kPrefix;
-      UnitSource source;
-      if (prefix) {
-        const PrefixItem& item = work.prefix;
-        const RelayedPrefix& relayed = args_.plan.relayed[item.relayed];
-        source = Base::Source(0, item.head, relayed.prefix, relayed.tokens, item.begin,
-                              item.begin + item.tokens);
-      } else {
-        const SuffixItem& item = work.suffix;
-        source = Base::Source(item.request, item.head, item.prefix, item.prefix_tokens, item.begin,
-                              item.end);
-      }
+      // The words that both kinds of item have in the same places.
+      const SuffixItem& item = work.suffix;
+      const UnitSource source = Base::Source(item.request, item.head, item.prefix,
+                                             item.prefix_tokens, item.begin, item.end);
       const int32_t places = work.places[lane_];
       const uint32_t q_slot = work.q_slot;
       __syncwarp();

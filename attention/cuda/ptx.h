@@ -24,6 +24,10 @@ __device__ __forceinline__ void FenceBarrierInit() {
 __device__ __forceinline__ void Arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+__device__ __forceinline__ void ArriveFor(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(arrivals)
+               : "memory");
+}
 // Arrives, and the phase also waits for `bytes` of copies.
 __device__ __forceinline__ void ArriveExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -47,6 +51,10 @@ __device__ __forceinline__ void Wait(uint32_t barrier, uint32_t parity) {
 // Barrier `id` (1..15) among `threads` threads.
 __device__ __forceinline__ void NamedBarrier(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// Counts as one of them without waiting.
+__device__ __forceinline__ void NamedBarrierArrive(uint32_t id, uint32_t threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // --- copies to shared memory, completing on a barrier
@@ -114,6 +122,13 @@ __device__ __forceinline__ uint32_t LoadAcquire(const uint32_t* word) {
   return value;
 }
 
+// A word that other CTAs write.
+__device__ __forceinline__ uint32_t LoadRelaxed(const uint32_t* word) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+
 // --- registers per thread of the calling warpgroup
 
 template <uint32_t kCount>
@@ -135,6 +150,21 @@ __device__ __forceinline__ float Exp2(float x) {
 __device__ __forceinline__ void StoreShared16(uint32_t address, const uint4& value) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x),
                "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+__device__ __forceinline__ void StoreShared4(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+__device__ __forceinline__ void LoadShared(float (&x)[4], uint32_t address) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void LoadShared(float (&x)[2], uint32_t address) {
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+               : "=f"(x[0]), "=f"(x[1])
+               : "r"(address)
                : "memory");
 }
 

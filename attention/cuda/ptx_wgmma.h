@@ -45,6 +45,13 @@ __device__ __forceinline__ void Pin(uint32_t (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 
+// The same number, of which the compiler knows nothing: what follows from it is computed again each
+// time, instead of being kept in registers that a loop has not got.
+__device__ __forceinline__ uint32_t Opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // A use of registers that never happens (for address 0xffffffff only), but that the assembler has
 // to respect. It moves the wait for products up over arithmetic, unless a result is used before;
 // and a product reads its operand registers until it is waited for, but the assembler takes them as

@@ -52,13 +52,15 @@ Plan PlanIn(void* workspace, const AttendShape& shape, uint32_t head_dim, size_t
   const PlanLimits limits(shape);
   Plan plan = {};
   plan.first_suffix_row = limits.prefix_parts() * kTileRows;
-  const size_t rows = plan.first_suffix_row + size_t{limits.suffix_items} * shape.group;
+  const size_t rows = plan.first_suffix_row + size_t{limits.chunks} * shape.heads * shape.group;
   Carve carve(workspace);
   carve.Take(plan.header, 1);
+  carve.Take(plan.first, shape.multiprocessors);
+  carve.Take(plan.begun, shape.multiprocessors);
   carve.Take(plan.relayed, shape.max_prefixes);
   carve.Take(plan.members, shape.max_requests);
   carve.Take(plan.requests, shape.max_requests);
-  carve.Take(plan.suffix, limits.suffix_items);
+  carve.Take(plan.chunks, limits.chunks);
   carve.Take(plan.contributions, size_t{shape.max_requests} * shape.heads);
   carve.Take(plan.part_sums, rows);
   carve.Take(plan.part_rows, rows * head_dim);
@@ -209,10 +211,8 @@ Status RelayKernels::Attend(const LayerMaps& layer, const StepBatch& batch, cons
   AttendArgs args = {};
   args.shape = ShapeOf(shape_, multiprocessors_);
   args.plan = PlanIn(workspace, args.shape, shape_.head_dim, nullptr);
-  args.blocks = batch.blocks;
-  args.blocks_stride = batch.blocks_stride;
-  args.prefix_blocks = batch.prefix_blocks;
-  args.prefix_blocks_stride = batch.prefix_blocks_stride;
+  args.tables = {batch.blocks, batch.prefix_blocks, batch.blocks_stride,
+                 batch.prefix_blocks_stride};
   args.q = q;
   args.out = out;
   args.lse = lse;

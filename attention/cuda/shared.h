@@ -18,19 +18,7 @@ inline constexpr uint32_t kConsumerThreads = 32 * kConsumerWarps;
 inline constexpr uint32_t kCtaThreads =
     128 + kConsumerThreads;                                   // the first 128: three producer warps
 inline constexpr uint32_t kWorkReaders = kConsumerWarps + 2;  // of an item: K's and V's producers
-inline constexpr uint32_t kUnitTokens = 16;                   // what one copy brings
 inline constexpr uint32_t kUnitsPerTile = kTileTokens / kUnitTokens;
-
-enum class WorkKind : uint32_t { kStop = 0, kSuffix = 1, kPrefix = 2 };
-
-struct PrefixItem {
-  uint32_t head;
-  uint32_t begin;  // in the prefix
-  uint32_t tokens;
-  uint32_t part;
-  uint32_t relayed;
-  uint32_t row_tile;
-};
 
 // What the consumers need to know of an item.
 struct alignas(16) Work {
@@ -53,24 +41,18 @@ struct Shared {
   // A slot of suffix queries is written again at the earliest when the ring has gone round.
   static constexpr uint32_t kQuerySlots = (kStages + 1) / 2;
   static constexpr uint32_t kQueryRowBytes = kHeadDim * 2 + 16;  // no bank conflicts
-  static constexpr uint32_t kWorkSlots = 4;
-  static constexpr uint32_t kSumRows = 8;  // rows of a suffix item that the warps add up at a time
-  static constexpr uint32_t kSumStride = kHeadDim + 4;  // no bank conflicts
+  static constexpr uint32_t kWorkSlots = 8;
 
   alignas(1024) uint8_t ring[kStages][kTileBytes];
-  union {
-    alignas(1024) uint8_t q[kTileBytes];               // of a prefix item
-    float sums[kConsumerWarps][kSumRows][kSumStride];  // of a suffix item; after all prefix items
-  };
+  alignas(1024) uint8_t q[kTileBytes];  // of a prefix item
   alignas(16) uint8_t suffix_q[kQuerySlots][kMaxGroup][kQueryRowBytes];
-  float2 row_sums[kConsumerWarps][kSumRows];
   Work work[kWorkSlots];
-  uint32_t completed;  // requests of a prefix tile (or the one of a suffix item) whose parts are
-                       // all here
   alignas(8) uint64_t full[kStages];
   uint64_t empty[kStages];
   uint64_t work_full[kWorkSlots];
   uint64_t work_empty[kWorkSlots];
+  uint64_t turns[kConsumerWarps];     // to begin with a suffix item
+  uint64_t releases[kConsumerWarps];  // to release its stages
 
   static_assert(kTileRows * kHeadDim * 2 == kTileBytes);
 };
@@ -87,10 +69,16 @@ struct RingPosition {
       parity ^= 1;
     }
   }
+  __device__ __forceinline__ void Skip(uint32_t count) {
+    slot += count;
+    parity ^= slot / kSlots % 2;
+    slot %= kSlots;
+  }
 };
 
 // Named barriers; 0 is __syncthreads.
 inline constexpr uint32_t kConsumersBarrier = 1;
 inline constexpr uint32_t kWarpgroupBarrier = 2;  // and 3
+inline constexpr uint32_t kProductsBarrier = 4;   // and 5
 
 }  // namespace kvrelay::attention::cuda
