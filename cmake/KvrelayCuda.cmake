@@ -2,8 +2,9 @@
 # Sets KVRELAY_CUDA_VERSION: the toolkit's, or "off, <why>"; and KVRELAY_CUDA_ON.
 #
 # kvrelay_cuda_kernels(<target> [PORTABLE [<glob>...]]): how the target's .cu files are compiled. Hopper's own instructions
-# are for sm_90a alone; PORTABLE sources (no globs: all) use none and also come as PTX that any device from compute
-# capability 8.0 on compiles. CUDA_FORCE_PTX_JIT=1 makes a Hopper machine run that PTX.
+# are for sm_90a alone. PORTABLE sources use none and also come as PTX that any device from compute capability 8.0 on
+# compiles; those that globs name have Hopper's code made from that PTX, which spares a second pass of the compiler.
+# CUDA_FORCE_PTX_JIT=1 makes a Hopper machine compile the PTX, too.
 
 set(KVRELAY_CUDA_ON OFF)
 set(KVRELAY_CUDA_VERSION "off")
@@ -39,13 +40,18 @@ endif()
 
 function(kvrelay_cuda_kernels target)
   cmake_parse_arguments(arg "" "" "PORTABLE" ${ARGN})
+  set(hopper "-gencode=arch=compute_90a,code=sm_90a")
   set(ptx "-gencode=arch=compute_80,code=compute_80")
-  set(options -lineinfo "-gencode=arch=compute_90a,code=sm_90a")
   if(arg_PORTABLE)
-    kvrelay_glob(sources SOURCES ${arg_PORTABLE})
-    set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_OPTIONS "${ptx}")
+    kvrelay_glob(portable SOURCES ${arg_PORTABLE})
+    kvrelay_glob(others SOURCES cuda/*.cu EXCLUDE ${arg_PORTABLE})
+    set_property(SOURCE ${portable} APPEND PROPERTY COMPILE_OPTIONS "-gencode=arch=compute_80,code=sm_90" "${ptx}")
+    set_property(SOURCE ${others} APPEND PROPERTY COMPILE_OPTIONS "${hopper}")
+    set(options -lineinfo)
   elseif("PORTABLE" IN_LIST ARGN)
-    list(APPEND options "${ptx}")
+    set(options -lineinfo "${hopper}" "${ptx}")
+  else()
+    set(options -lineinfo "${hopper}")
   endif()
   target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${options}>")
 endfunction()
