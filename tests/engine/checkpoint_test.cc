@@ -57,6 +57,28 @@ TEST(CheckpointTest, ReadsBoxesAndWidens) {
   EXPECT_THAT(shape.message(), HasSubstr("F32 [3, 2]"));
 }
 
+// A rank's part is that part of the whole; another name has other numbers.
+TEST(CheckpointTest, DummyNumbersDependOnNameAndPlace) {
+  const Checkpoint checkpoint = Checkpoint::Dummy();
+  EXPECT_TRUE(checkpoint.tensors().empty());
+  std::vector<float> all(40 * 50);
+  ASSERT_TRUE(checkpoint.ReadMatrix("a", 40, 50, {0, 40, 0, 50}, all).ok());
+  std::vector<float> part(20 * 7);
+  ASSERT_TRUE(checkpoint.ReadMatrix("a", 40, 50, {20, 20, 3, 7}, part).ok());
+  double squares = 0;
+  for (const float x : all) squares += double{x} * x;
+  EXPECT_NEAR(std::sqrt(squares / static_cast<double>(all.size())), 0.02, 0.002);
+  for (size_t i = 0; i < part.size(); ++i) {
+    ASSERT_EQ(part[i], all[(20 + i / 7) * 50 + 3 + i % 7]) << i;
+  }
+  std::vector<float> other(all.size());
+  ASSERT_TRUE(checkpoint.ReadMatrix("b", 40, 50, {0, 40, 0, 50}, other).ok());
+  EXPECT_NE(other, all);
+  std::vector<float> norm(3);
+  ASSERT_TRUE(checkpoint.ReadVector("norm.weight", norm).ok());
+  EXPECT_THAT(norm, testing::ElementsAre(1, 1, 1));
+}
+
 TEST(CheckpointTest, OtherTypesAreCarriedButNotRead) {
   const TempDir dir;
   dir.Write("model.safetensors", File(R"({"i":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})",
