@@ -126,36 +126,45 @@ __device__ void MergeRows(const AttendArgs& args, const PartRows& rows, uint32_t
   }
 }
 
-// Warp `warp` of the `warps` that merge: its share of requests and heads, or of their single query
-// heads where these are fewer than the warps.
+// Warp `warp` of the `warps` that merge. Where these are more than all query heads, each takes at
+// most one of them; else requests and heads are taken by ticket, by those warps first that have
+// nothing left to attend to.
 template <typename T, uint32_t kHeadDim>
 __device__ void MergeParts(const AttendArgs& args, uint32_t warp, uint32_t warps) {
-  const uint32_t merges = args.plan.header->merges;
+  PlanHeader& header = *args.plan.header;
+  const uint32_t merges = header.merges;
+  if (merges == 0) return;
   const uint32_t group = args.shape.group;
   const uint32_t heads = args.shape.heads;
   const uint32_t sharers = merges * group <= warps ? group : 1;  // warps of a request and head
-  const auto load = [&](uint32_t i) {
-    return i < merges * sharers ? args.plan.requests[i / sharers / heads] : RequestPlan{};
+  const bool first_lane = threadIdx.x % 32 == 0;
+  const auto ticket = [&] {
+    return sharers == 1 && first_lane ? atomicAdd(&header.next_merge, 1) : kNone;
   };
-  RequestPlan next = load(warp);
-  for (uint32_t i = warp; i < merges * sharers; i += warps) {
-    const RequestPlan plan = next;
-    next = load(i + warps);
+  // Every warp's last ticket is past the end, so that the last of all is known.
+  const auto taken = [&](uint32_t mine) {
+    if (first_lane && mine == merges + warps - 1) header.next_merge = 0;
+    return __shfl_sync(~0U, mine, 0);
+  };
+  uint32_t i = sharers == 1 ? taken(ticket()) : warp;
+  while (i < merges * sharers) {
     const uint32_t merge = i / sharers;
     const uint32_t request = merge / heads;
     const uint32_t head = merge % heads;
-    const PartRows rows = FindParts(args.shape, args.plan, plan, head);
-    if (rows.prefix_parts == 0 && rows.suffix_parts < 2) continue;  // its only item wrote it
+    const PartRows rows = FindParts(args.shape, args.plan, args.plan.requests[request], head);
+    const bool alone = rows.prefix_parts == 0 && rows.suffix_parts < 2;  // its only item wrote it
     uint32_t* written = &args.plan.contributions[merge];
-    while (ptx::LoadAcquire(written) < rows.count()) {
+    while (!alone && ptx::LoadAcquire(written) < rows.count()) {
     }
-    MergeRows<T, kHeadDim>(args, rows, request, head, i % sharers, group / sharers);
-    // The last of the sharers leaves the count as the next launch needs it.
-    if (threadIdx.x % 32 == 0 &&
-        (sharers == 1 || atomicAdd(written, 1) == rows.count() + sharers - 1)) {
-      *written = 0;
+    const uint32_t next = ticket();  // on its way meanwhile
+    if (!alone) {
+      MergeRows<T, kHeadDim>(args, rows, request, head, i % sharers, group / sharers);
+      // The last of the sharers leaves the count as the next launch needs it.
+      if (first_lane && (sharers == 1 || atomicAdd(written, 1) == rows.count() + sharers - 1)) {
+        *written = 0;
+      }
     }
-    __syncwarp();
+    i = taken(next);
   }
 }
 

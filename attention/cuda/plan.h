@@ -113,6 +113,7 @@ struct alignas(16) PlanHeader {
   uint32_t merges;        // requests and heads to go through for parts to add up; 0: all are alone
   // Counted by the attention kernel, which leaves them zero.
   uint32_t next_suffix;  // of the items that no CTA begins with
+  uint32_t next_merge;
   uint32_t finished_ctas;
 };
 
