@@ -94,6 +94,7 @@ Result<attention::BackendChoice> Cuda::ChooseAttnBackend(const ModelConfig& conf
       config, split, LlamaOptions(config, options, options_.dtype), CacheDType(options));
   const auto why_not = [&](Backend backend) -> std::optional<std::string> {
     if (backend == Backend::kNaive) return "computes on the host";
+    if (attention::TraitsOf(backend).mla_only) return "serves MLA only";
     if (backend == Backend::kRelay && options.relay == RelayMode::kOff) return "disabled";
     const Status serves = backend == Backend::kRelay ? RelayServes(shape) : PagedServes(shape);
     if (serves.ok()) return std::nullopt;
