@@ -103,7 +103,8 @@ Status Fetch::CheckTicket(const proto::Ticket& ticket) const {
   }
   const uint32_t shared = ticket.prefixes.empty() ? 0 : ticket.prefixes.front().tokens;
   const ContentHash hash = ticket.prefixes.empty() ? ContentHash{} : ticket.prefixes.front().hash;
-  if (ticket.prefixes.size() > 1 || shared != request_.prefix_tokens ||
+  const uint32_t first = ticket.prefixes.empty() ? 0 : ticket.prefixes.front().first_token;
+  if (ticket.prefixes.size() > 1 || first != 0 || shared != request_.prefix_tokens ||
       hash != request_.prefix_hash || ticket.prompt.first_token != shared ||
       ticket.prompt.tokens != tokens() - shared || ticket.prompt.hash != request_.prompt_hash) {
     return {Code::kIncompatible, who + " sent a ticket for " +
@@ -139,7 +140,8 @@ void Fetch::OnPrefillReply(const Result<std::string>& body, bool more) {
                     .blocks = request_.blocks(),
                     .held_tokens = request_.held_tokens,
                     .priority = request_.priority,
-                    .deadline = request_.deadline},
+                    .deadline = request_.deadline,
+                    .prefix_names = request_.prefix_names},
         Load::Events{.finished =
                          [weak = weak_from_this()](const Result<LoadResult>& r) {
                            if (const auto self = weak.lock()) self->OnLoaded(r);

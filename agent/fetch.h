@@ -17,9 +17,10 @@ struct FetchRequest {
   std::string request_id;
   std::vector<uint32_t> system_ids;
   std::vector<uint32_t> token_ids;
-  ContentHash prompt_hash;     // what the ticket must say
-  ContentHash prefix_hash;     // zero when nothing is shared
-  uint32_t prefix_tokens = 0;  // whole blocks of ours
+  ContentHash prompt_hash;                  // what the ticket must say
+  ContentHash prefix_hash;                  // zero when nothing is shared
+  uint32_t prefix_tokens = 0;               // whole blocks of ours
+  std::vector<ContentHash> prefix_names{};  // as in SystemPrefix
   // Another share of the destination blocks, for each try: of positions from held_tokens on.
   std::function<HeldTables()> blocks;
   uint32_t held_tokens = 0;           // the KV of the positions before is here, or the prefix's

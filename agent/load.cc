@@ -52,6 +52,7 @@ void Load::SetReady() {
   prefix_request_ = prefixes_.Acquire({.owner = {ticket.front, ticket.incarnation},
                                        .owner_engine = ticket.owner,
                                        .part = ticket.prefixes.front(),
+                                       .names = std::move(request_.prefix_names),
                                        .deadline = request_.deadline},
                                       [weak = weak_from_this()](const Result<PrefixGrant>& grant) {
                                         const auto self = weak.lock();

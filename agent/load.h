@@ -19,6 +19,7 @@ struct LoadRequest {
   // did.
   Priority priority = Priority::kDecode;
   TimePoint deadline;
+  std::vector<ContentHash> prefix_names{};  // of the ticket's prefix, as in SystemPrefix
 };
 
 struct LoadResult {

@@ -37,17 +37,17 @@ PrefixTable::RequestId PrefixTable::Acquire(Request request,
 void PrefixTable::Arrive(RequestId id) {
   const auto it = requests_.find(id);
   if (it == requests_.end()) return;
-  const ContentHash hash = it->second.request.part.hash;
-  if (PrefixRef prefix = store_.Find(hash)) {
+  const Request& request = it->second.request;
+  const ContentHash hash = request.part.hash;
+  PrefixRef prefix =
+      request.names.empty() ? store_.Find(hash) : store_.Find(request.names, request.part.tokens);
+  if (prefix) {
     context_.env.counters.Add("kvrelay_prefix_hits_total");
     return Answer(id, PrefixGrant{.prefix = std::move(prefix), .pulled = false, .stats = {}}, true);
   }
-  Entry& entry = entries_[hash];
-  if (entry.pull) {
-    entry.waiters.push_back(id);
-  } else {
-    StartPull(hash, entry, id);
-  }
+  const auto under_way = entries_.find(hash);
+  if (under_way == entries_.end()) return StartPull(id);
+  under_way->second.waiters.push_back(id);
 }
 
 Result<BlockTable> PrefixTable::TakeBlocks(uint32_t tokens) {
@@ -60,71 +60,109 @@ Result<BlockTable> PrefixTable::TakeBlocks(uint32_t tokens) {
   return table;
 }
 
-void PrefixTable::StartPull(const ContentHash& hash, Entry& entry, RequestId id) {
+void PrefixTable::StartPull(RequestId id) {
   const Request& request = requests_.at(id).request;
-  auto blocks = TakeBlocks(request.part.tokens);
-  if (!blocks.has_value()) {
-    Answer(id, Error(blocks.error().Wrap("no room for the shared prefix")), true);
-    return HandOver(hash);
-  }
+  const ContentHash hash = request.part.hash;
+  const ContentHash behind = UnderWay(request);
+  Entry& entry = entries_[hash];
   entry.puller = id;
-  // The store's share and the pull's share: the pull's own stays until it is drained.
-  auto kept = std::make_shared<BlockTable>(blocks->Share());
+  entry.behind = behind;
+  entry.prefix.hash = hash;
+  entry.prefix.tokens = request.part.tokens;
+  entry.prefix.names = request.names;
   entry.pull = std::make_shared<EnginePull>(
       context_,
       EnginePullRequest{.owner = request.owner,
                         .owner_engine = request.owner_engine,
                         .part = request.part,
-                        .blocks = {std::move(*blocks), request.part.first_token},
+                        .blocks = {},
                         .deadline = request.deadline},
-      EnginePull::Events{.finished =
-                             [this, hash, kept](const Result<PullStats>& stats) {
-                               OnPulled(hash, std::move(*kept), stats);
-                             },
-                         .drained = [this, hash] { OnDrained(hash); }});
+      EnginePull::Events{
+          .finished = [this, hash](const Result<PullStats>& stats) { OnPulled(hash, stats); },
+          .drained = [this, hash] { OnDrained(hash); }});
   entry.pull->Start();
+  if (behind == ContentHash{}) Move(hash);
+}
+
+// The entry that brings most of this prefix's start, if that is more than is here.
+ContentHash PrefixTable::UnderWay(const Request& request) const {
+  ContentHash best;
+  size_t most = store_.FindStart(request.names).blocks.size();
+  for (const auto& [hash, entry] : entries_) {
+    const uint32_t common = CommonBlocks(entry.prefix.names, request.names);
+    if (entry.puller == 0 || common <= most) continue;
+    most = common;
+    best = hash;
+  }
+  return best;
+}
+
+// A pull gets its destination: the blocks behind what is here by now.
+void PrefixTable::Move(const ContentHash& hash) {
+  Entry& entry = entries_.at(hash);
+  entry.behind = {};
+  if (entry.puller == 0) return;
+  SystemPrefix& prefix = entry.prefix;
+  if (const PrefixRef present = store_.Find(prefix.names, prefix.tokens)) {
+    Grant(entry, present, nullptr);
+    return entry.pull->Cancel({Code::kCancelled, "the prefix came with a longer one"});
+  }
+  SystemPrefixStore::Start start = store_.FindStart(prefix.names);
+  const uint32_t held = static_cast<uint32_t>(start.blocks.size()) * block_size_;
+  auto blocks = TakeBlocks(prefix.tokens - held);
+  if (!blocks.has_value()) {
+    return entry.pull->Cancel(blocks.error().Wrap("no room for the shared prefix"));
+  }
+  // The store's share and the pull's share: the pull's own stays until it is drained.
+  prefix.blocks = std::move(start.blocks);
+  prefix.cast = start.cast;
+  prefix.blocks.Append(blocks->Share());
+  prefix.tokens = static_cast<uint32_t>(prefix.blocks.size()) * block_size_;
+  entry.pull->SetDestination({std::move(*blocks), held}, held);
   entry.pull->SetReady();
 }
 
-void PrefixTable::OnPulled(const ContentHash& hash, BlockTable blocks,
-                           const Result<PullStats>& stats) {
+void PrefixTable::OnPulled(const ContentHash& hash, const Result<PullStats>& stats) {
   Entry& entry = entries_.at(hash);
-  const RequestId puller = std::exchange(entry.puller, 0);
   if (!stats.has_value()) {
     // Who pulled falls back; the waiters go on waiting until the destination has drained.
+    const RequestId puller = std::exchange(entry.puller, 0);
     if (puller != 0) Answer(puller, tl::unexpected(stats.error()), false);
+    entry.prefix.blocks.Reset();
     return;
   }
-  const uint32_t tokens = static_cast<uint32_t>(blocks.size()) * block_size_;
-  const PrefixRef prefix =
-      store_.Insert(hash, tokens, std::move(blocks), stats->scales, stats->cast);
+  entry.prefix.scales = stats->scales;
+  entry.prefix.cast = entry.prefix.cast || stats->cast;
+  Grant(entry, store_.Insert(std::move(entry.prefix)), &*stats);
+}
+
+// To all at once, in the step that makes it present. `pulled`: by the entry's own pull.
+void PrefixTable::Grant(Entry& entry, const PrefixRef& prefix, const PullStats* pulled) {
+  const RequestId puller = std::exchange(entry.puller, 0);
   const auto waiters = std::exchange(entry.waiters, {});
-  if (puller != 0) {
-    Answer(puller, PrefixGrant{.prefix = prefix, .pulled = true, .stats = *stats}, false);
-  }
-  for (const RequestId id : waiters) {
+  const auto hit = [&](RequestId id, bool release) {
     context_.env.counters.Add("kvrelay_prefix_hits_total");
-    Answer(id, PrefixGrant{.prefix = prefix, .pulled = false, .stats = {}}, true);
+    Answer(id, PrefixGrant{.prefix = prefix, .pulled = false, .stats = {}}, release);
+  };
+  if (puller != 0 && pulled != nullptr) {
+    Answer(puller, PrefixGrant{.prefix = prefix, .pulled = true, .stats = *pulled}, false);
+  } else if (puller != 0) {
+    hit(puller, false);
   }
+  for (const RequestId id : waiters) hit(id, true);
 }
 
 void PrefixTable::OnDrained(const ContentHash& hash) {
   // Called from inside the pull: it goes when its own frames are done.
-  context_.env.clock.CallAfter({}, [pull = std::move(entries_.at(hash).pull)] {});
-  HandOver(hash);
-}
-
-void PrefixTable::HandOver(const ContentHash& hash) {
-  const auto it = entries_.find(hash);
-  Entry& entry = it->second;
-  entry.pull.reset();
-  if (entry.waiters.empty()) {
-    entries_.erase(it);
-    return;
+  auto ended = entries_.extract(hash);
+  context_.env.clock.CallAfter({}, [pull = std::move(ended.mapped().pull)] {});
+  // The first of those that wait for this prefix pulls it now, the others go on waiting.
+  for (const RequestId id : ended.mapped().waiters) Arrive(id);
+  std::vector<ContentHash> behind;
+  for (const auto& [name, entry] : entries_) {
+    if (entry.behind == hash) behind.push_back(name);
   }
-  const RequestId next = entry.waiters.front();
-  entry.waiters.pop_front();
-  StartPull(hash, entry, next);
+  for (const ContentHash& name : behind) Move(name);
 }
 
 void PrefixTable::Cancel(RequestId id) {

@@ -5,6 +5,10 @@
 // store, or kDraining (the pull failed or was cancelled, and ranks may still write its
 // destination). When the destination has drained the next waiter's ticket takes over. References
 // for all waiters are taken in the step that makes the prefix present.
+//
+// Of prefixes that begin alike the common blocks are pulled once: what is here already is shared,
+// not pulled, and a pull of which more is on its way than here claims its lease, but moves nothing
+// before that has ended.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <unordered_map>
+#include <vector>
 
 #include "agent/engine_pull.h"
 #include "kvcache/prefix_store.h"
@@ -33,7 +38,8 @@ class PrefixTable {
   struct Request {
     OwnerKey owner;
     EngineId owner_engine;
-    proto::TicketPart part;  // its own lease on the prefix
+    proto::TicketPart part;          // its own lease on the prefix
+    std::vector<ContentHash> names;  // as in SystemPrefix
     TimePoint deadline;
   };
 
@@ -60,13 +66,18 @@ class PrefixTable {
   struct Entry {
     RequestId puller = 0;  // 0 while draining, or when the puller was cancelled
     std::shared_ptr<EnginePull> pull;
+    SystemPrefix prefix;  // what it makes; has blocks since the pull has a destination
+    ContentHash behind;   // the entry that brings its start first; zero: none
     std::deque<RequestId> waiters;
   };
 
   void Arrive(RequestId id);
-  void StartPull(const ContentHash& hash, Entry& entry, RequestId id);
+  void StartPull(RequestId id);
+  ContentHash UnderWay(const Request& request) const;
+  void Move(const ContentHash& hash);
+  void Grant(Entry& entry, const PrefixRef& prefix, const PullStats* pulled);
   Result<BlockTable> TakeBlocks(uint32_t tokens);
-  void OnPulled(const ContentHash& hash, BlockTable blocks, const Result<PullStats>& stats);
+  void OnPulled(const ContentHash& hash, const Result<PullStats>& stats);
   void OnDrained(const ContentHash& hash);
   void HandOver(const ContentHash& hash);
   void Answer(RequestId id, Result<PrefixGrant> grant, bool release);

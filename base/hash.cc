@@ -36,6 +36,13 @@ void ContentHasher::Update(std::span<const std::byte> bytes) {
                             bytes.size());
 }
 
+ContentHash ContentHasher::Peek() const {
+  crypto_generichash_state until_now = state_->blake2b;
+  ContentHash hash;
+  crypto_generichash_final(&until_now, hash.bytes.data(), hash.bytes.size());
+  return hash;
+}
+
 ContentHash ContentHasher::Finish() {
   ContentHash hash;
   crypto_generichash_final(&state_->blake2b, hash.bytes.data(), hash.bytes.size());

@@ -31,6 +31,8 @@ class ContentHasher {
   template <typename T, size_t kExtent>
   requires std::is_integral_v<std::remove_cv_t<T>>
   void UpdateInts(std::span<T, kExtent> values) { Update(std::as_bytes(values)); }
+  // Of what has come until now; more may follow.
+  ContentHash Peek() const;
   ContentHash Finish();
 
  private:

@@ -117,13 +117,20 @@ void DecodeWorker::OnAdmitted(const ActivePtr& active,
 
 void DecodeWorker::StartFetch(const ActivePtr& active, const std::shared_ptr<Admission>& admission,
                               std::vector<proto::Reuse> reuse) {
+  const std::vector<uint32_t> prompt = active->Prompt();
+  const std::vector<ContentHash>& names = admission->prefix_names;
+  // To the worker, all that is shared is a system prompt.
+  const auto behind_system =
+      prompt.begin() +
+      static_cast<ptrdiff_t>(std::max<size_t>(active->system_ids.size(), admission->prefix_tokens));
   agent::FetchRequest request{
       .request_id = active->request_id,
-      .system_ids = active->system_ids,
-      .token_ids = active->token_ids,
-      .prompt_hash = PromptHash(engine_.fingerprint(), active->Prompt()),
-      .prefix_hash = admission->prefix_tokens > 0 ? admission->prefix_hash : ContentHash{},
+      .system_ids = {prompt.begin(), behind_system},
+      .token_ids = {behind_system, prompt.end()},
+      .prompt_hash = PromptHash(engine_.fingerprint(), prompt),
+      .prefix_hash = names.empty() ? ContentHash{} : names.back(),
       .prefix_tokens = admission->prefix_tokens,
+      .prefix_names = names,
       .blocks =
           [admission, block_size = engine_.runner().block_size()] {
             const uint32_t held = (admission->held_tokens - admission->prefix_tokens) / block_size;
@@ -169,6 +176,7 @@ void DecodeWorker::OnFetched(const ActivePtr& active, const Result<agent::FetchR
   CountTransfer(active->transfer);
   engine_.Begin(active->number,
                 {.prefix = load.prefix,
+                 .cast = load.cast,
                  .keep = engine_.options().conversation_blocks > 0 && !load.cast,
                  .compute_ms = active->compute_ms + result->compute_ms,
                  .computed_tokens = active->computed_tokens + result->computed_tokens});

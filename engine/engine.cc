@@ -149,6 +149,7 @@ void Engine::Loop() {
                       {.max_batch = options_.max_batch,
                        .prefill_chunk = options_.prefill_chunk,
                        .model = fingerprint_,
+                       .auto_prefix_tokens = options_.auto_prefix_tokens,
                        .eos_ids = config().eos_ids,
                        .now = [] { return TimePoint(std::chrono::steady_clock::now()); }});
   std::vector<Command> commands;

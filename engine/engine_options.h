@@ -58,6 +58,9 @@ struct EngineOptions {
   bool enforce_eager = false;          // on GPUs: decode without CUDA graphs
   std::string attn_backend;            // "paged_attn"; empty: the best that can serve the model
   uint32_t max_cached_system_prompts = 100;
+  // Prompts of live requests that begin with as many equal tokens share them as a system prompt's,
+  // whether they name one or not; 0: only system prompts are shared.
+  uint32_t auto_prefix_tokens = 64;
   // What is kept of answered conversations for their next turns, without system prompts; 0: nothing
   uint32_t conversation_blocks = 0;
   Duration conversation_ttl = Millis(300'000);  // since its last turn

@@ -27,6 +27,8 @@ void UpdateSamples(ContentHasher& hasher, std::span<const std::byte> data) {
   }
 }
 
+constexpr std::string_view kPrefix = "prefix";
+
 ContentHash HashIds(const ContentHash& model, std::span<const uint32_t> ids,
                     std::string_view domain) {
   ContentHasher hasher(domain);
@@ -55,7 +57,19 @@ ContentHash ModelFingerprint(const ModelConfig& config, const Checkpoint& checkp
 }
 
 ContentHash PrefixHash(const ContentHash& model, std::span<const uint32_t> token_ids) {
-  return HashIds(model, token_ids, "prefix");
+  return HashIds(model, token_ids, kPrefix);
+}
+
+std::vector<ContentHash> PrefixNames(const ContentHash& model, std::span<const uint32_t> token_ids,
+                                     uint32_t block_size) {
+  ContentHasher hasher(kPrefix);
+  hasher.Update(std::as_bytes(std::span(model.bytes)));
+  std::vector<ContentHash> names(token_ids.size() / block_size);
+  for (size_t i = 0; i < names.size(); ++i) {
+    hasher.UpdateInts(token_ids.subspan(i * block_size, block_size));
+    names[i] = hasher.Peek();
+  }
+  return names;
 }
 
 ContentHash PromptHash(const ContentHash& model, std::span<const uint32_t> token_ids) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "base/ids.h"
 #include "engine/checkpoint.h"
@@ -20,6 +21,9 @@ ContentHash ModelFingerprint(const ModelConfig& config, const Checkpoint& checkp
 
 // The name of the KV of a shared prompt head: whole blocks of token ids under one model.
 ContentHash PrefixHash(const ContentHash& model, std::span<const uint32_t> token_ids);
+// The names of a prompt's starts, block by block: names[i] is that of its first i + 1 whole blocks.
+std::vector<ContentHash> PrefixNames(const ContentHash& model, std::span<const uint32_t> token_ids,
+                                     uint32_t block_size);
 // The name of a whole prompt (system ids and token ids joined) under one model.
 ContentHash PromptHash(const ContentHash& model, std::span<const uint32_t> token_ids);
 

@@ -7,13 +7,29 @@
 
 namespace kvrelay::engine {
 
+// The prefix itself, or, until that has come far enough, the one that it begins with.
+std::shared_ptr<Scheduler::PendingPrefix> Scheduler::NextToRun(
+    std::shared_ptr<PendingPrefix> prefix) {
+  while (prefix->begins_with) {
+    if (prefix->begins_with->computed < prefix->begins_with_tokens) {
+      prefix = prefix->begins_with;
+      continue;
+    }
+    prefix->computed = prefix->begins_with_tokens;
+    prefix->begins_with = nullptr;
+  }
+  return prefix;
+}
+
 void Scheduler::PlanPrefix(Sequence& sequence, uint32_t& budget, std::vector<Work>& works) {
-  const std::shared_ptr<PendingPrefix>& prefix = sequence.pending;
+  const std::shared_ptr<PendingPrefix> prefix = NextToRun(sequence.pending);
+  // Who waits for another's start hears of it with the first tokens of its own.
+  const bool hears = prefix == sequence.pending && sequence.begin.progress;
+  const ProgressFn* progress = hears ? &sequence.begin.progress : nullptr;
   const auto planned = std::find_if(works.begin(), works.end(),
                                     [&](const Work& work) { return work.prefix == prefix; });
-  const ProgressFn& progress = sequence.begin.progress;
   if (planned != works.end()) {
-    if (progress) planned->progress.push_back(&progress);
+    if (hears) planned->progress.push_back(progress);
     return;
   }
   const auto left = static_cast<uint32_t>(prefix->tokens.size()) - prefix->computed;
@@ -25,7 +41,7 @@ void Scheduler::PlanPrefix(Sequence& sequence, uint32_t& budget, std::vector<Wor
   work.item.token_ids = std::span(prefix->tokens).subspan(prefix->computed, take);
   work.item.first_position = prefix->computed;
   work.item.blocks = prefix->blocks.blocks();
-  if (progress) work.progress.push_back(&progress);
+  if (hears) work.progress.push_back(progress);
   works.push_back(std::move(work));
 }
 
@@ -55,6 +71,7 @@ std::vector<Scheduler::Work> Scheduler::PlanStep() {
   uint32_t budget = options_.prefill_chunk;
   for (const auto& sequence : active_) {
     if (!sequence->begun) continue;
+    if (sequence->pending) FinishIfComplete(NextToRun(sequence->pending));
     if (sequence->pending) {
       PlanPrefix(*sequence, budget, works);
     } else {
@@ -70,9 +87,18 @@ void Scheduler::ApplyPrefix(const std::shared_ptr<PendingPrefix>& prefix, uint32
   for (const auto& sequence : active_) {
     if (sequence->pending == prefix) sequence->outcome.computed_tokens += tokens;
   }
+  FinishIfComplete(prefix);
+}
+
+void Scheduler::FinishIfComplete(const std::shared_ptr<PendingPrefix>& prefix) {
   const auto all = static_cast<uint32_t>(prefix->tokens.size());
   if (prefix->computed < all) return;
-  const PrefixRef ref = prefixes_.Insert(prefix->hash, all, std::move(prefix->blocks));
+  const PrefixRef ref = prefixes_.Insert({.hash = prefix->names.back(),
+                                          .tokens = all,
+                                          .blocks = std::move(prefix->blocks),
+                                          .scales = {},
+                                          .cast = false,
+                                          .names = std::move(prefix->names)});
   for (const auto& sequence : active_) {
     if (sequence->pending != prefix) continue;
     sequence->prefix = ref;

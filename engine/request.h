@@ -34,8 +34,8 @@ std::string_view FinishReasonName(FinishReason reason);  // "stop", "length", "c
 // The blocks that a held request got. The tables are references of the callee's own: blocks that
 // something still writes to are not used again, whatever became of the request.
 struct Admission {
-  ContentHash prefix_hash;     // of the shared prefix
-  uint32_t prefix_tokens = 0;  // whole blocks; 0: the prompt has no shared prefix
+  uint32_t prefix_tokens = 0;             // whole blocks; 0: the prompt has no shared prefix
+  std::vector<ContentHash> prefix_names;  // of its starts, as in SystemPrefix; the last is its own
   // kPrefill only. A kDecode request gets its prefix from the reader side, which finds room for it
   // in the pool by itself: as many blocks are left free here.
   bool prefix_cached = false;  // its KV is complete
@@ -94,6 +94,7 @@ struct Begin {
   // prompt tokens is in the admission's blocks; the last prompt token is run again (which stores
   // equal values) for its logits.
   PrefixRef prefix{};
+  bool cast = false;  // kDecode: some numbers of its KV were converted on their way here
   // kDecode: once answered, the conversation is kept for its next turn: with these two, which count
   // this turn's, too. No number of its KV was ever converted.
   bool keep = false;

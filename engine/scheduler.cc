@@ -28,10 +28,10 @@ void Scheduler::Add(RequestNumber number, Request request) {
   sequence->tokens.assign(r.system_ids.begin(), r.system_ids.end());
   sequence->tokens.insert(sequence->tokens.end(), r.token_ids.begin(), r.token_ids.end());
   sequence->prompt_tokens = r.prompt_tokens();
-  sequence->shared_tokens = SharedTokens(static_cast<uint32_t>(r.system_ids.size()),
-                                         r.prompt_tokens(), runner_.block_size());
-  sequence->prefix_hash = PrefixHash(
-      options_.model, std::span<const uint32_t>(sequence->tokens).first(sequence->shared_tokens));
+  sequence->names = PrefixNames(
+      options_.model, std::span<const uint32_t>(sequence->tokens).first(r.prompt_tokens() - 1),
+      runner_.block_size());
+  sequence->shared_tokens = NamedTokens(*sequence);
   sequence->outcome.prompt_tokens = sequence->prompt_tokens;
   sequence->outcome.prefix_tokens = sequence->shared_tokens;
   sequence->outcome.submitted = options_.now();
@@ -56,8 +56,9 @@ void Scheduler::Begin(RequestNumber number, engine::Begin begin) {
   sequence->outcome.begun = options_.now();
   if (sequence->request.kind == RequestKind::kDecode) {
     const uint32_t have = begin.prefix ? begin.prefix->tokens : 0;
-    if (have != sequence->shared_tokens ||
-        (begin.prefix && begin.prefix->hash != sequence->prefix_hash)) {
+    const auto names = sequence->prefix_names(runner_.block_size());
+    sequence->found = nullptr;
+    if (have != sequence->shared_tokens || (have > 0 && begin.prefix->hash != names.back())) {
       Finish(*sequence, FinishReason::kError,
              {Code::kInternal, "the prefix given has " + std::to_string(have) +
                                    " tokens or another hash; the request shares " +
@@ -93,6 +94,7 @@ void Scheduler::Finish(Sequence& sequence, FinishReason reason, Status status) {
   sequence.blocks.Reset();
   sequence.pending = nullptr;
   sequence.prefix = nullptr;
+  sequence.found = nullptr;
   sequence.outcome.reason = reason;
   sequence.outcome.status = std::move(status);
   sequence.outcome.finished = options_.now();

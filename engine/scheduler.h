@@ -4,15 +4,17 @@
 // that it will ever need (prompt and whole answer), so that an admitted request never waits for
 // blocks. Each step runs the next token of every decoding request and, together, up to
 // prefill_chunk prompt tokens of the others. The KV of a system prompt (whole blocks) is computed
-// once: requests that come meanwhile wait for it, later ones find it in the store. What kDecode
-// requests leave in the cache is kept for the next turn of their conversation, while nobody needs
-// the blocks.
+// once: requests that come meanwhile wait for it, later ones find it in the store. Prompts that
+// begin alike share as many blocks in the same way, whether they name a system prompt or not. What
+// kDecode requests leave in the cache is kept for the next turn of their conversation, while nobody
+// needs the blocks.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,7 +31,8 @@ namespace kvrelay::engine {
 struct SchedulerOptions {
   uint32_t max_batch = 64;
   uint32_t prefill_chunk = 256;
-  ContentHash model{};  // part of prefix names
+  ContentHash model{};              // part of prefix names
+  uint32_t auto_prefix_tokens = 0;  // as in EngineOptions
   std::vector<uint32_t> eos_ids{};
   std::function<TimePoint()> now{};  // monotonic; tests turn it by hand
 };
@@ -44,6 +47,8 @@ struct SchedulerCounts {
   uint64_t finished_ok = 0;
   uint64_t cancelled = 0;
   uint64_t failed = 0;
+  uint64_t prefixes_found = 0;     // requests with a shared prefix, or more of one, than they name
+  uint64_t prefixes_promoted = 0;  // shared prefixes made of what a running request had already
 };
 
 // One thread: the engine's. `runner` and both stores outlive it.
@@ -84,13 +89,24 @@ class Scheduler {
   Result<BlockTable> Allocate(uint32_t count, uint32_t ready, uint32_t spare);
   static uint32_t TokensFromElsewhere(const Sequence& sequence);
   uint32_t PrefixBlocksToCome(const Sequence& next) const;
-  std::shared_ptr<PendingPrefix> FindPending(const ContentHash& hash) const;
+  std::shared_ptr<PendingPrefix> MakePending(const Sequence& sequence);
+  std::shared_ptr<PendingPrefix> FindPending(std::span<const ContentHash> names) const;
+
+  // find_prefix.cc
+  uint32_t NamedTokens(const Sequence& sequence) const;
+  void ChoosePrefix(Sequence& sequence, ConversationStore::Match& kept) const;
+  uint32_t CommonWithOthers(const Sequence& sequence) const;
+  uint32_t CompleteBlocks(const Sequence& sequence) const;
+  PrefixRef PromoteFor(const Sequence& sequence);
+  PrefixRef Promote(Sequence& holder, uint32_t blocks);
 
   void Expire();
   std::string Whereabouts(const Sequence& sequence) const;
   std::vector<Work> PlanStep();
   void PlanPrefix(Sequence& sequence, uint32_t& budget, std::vector<Work>& works);
+  static std::shared_ptr<PendingPrefix> NextToRun(std::shared_ptr<PendingPrefix> prefix);
   void PlanTokens(Sequence& sequence, uint32_t& budget, std::vector<Work>& works);
+  void FinishIfComplete(const std::shared_ptr<PendingPrefix>& prefix);
   void ApplyPrefix(const std::shared_ptr<PendingPrefix>& prefix, uint32_t tokens);
   void ApplyTokens(Sequence& sequence, uint32_t tokens, const ItemResult& result);
   void Finish(Sequence& sequence, FinishReason reason, Status status);

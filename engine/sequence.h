@@ -1,5 +1,5 @@
-// A request on its way through the scheduler. Only scheduler.cc, plan_step.cc and admit.cc look
-// inside.
+// A request on its way through the scheduler. Only scheduler.cc, plan_step.cc, admit.cc and
+// find_prefix.cc look inside.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,13 @@ namespace kvrelay::engine {
 // A system prompt's KV that is not complete. Held by the requests that wait for it: when the last
 // one ends, so does it.
 struct Scheduler::PendingPrefix {
-  ContentHash hash;
+  std::vector<ContentHash> names;
   std::vector<uint32_t> tokens;  // whole blocks
   BlockTable blocks;
   uint32_t computed = 0;  // tokens whose KV is written
+  // Its first blocks are those of another one, which has to write so many tokens first; else null.
+  std::shared_ptr<PendingPrefix> begins_with;
+  uint32_t begins_with_tokens = 0;
 };
 
 struct Scheduler::Sequence {
@@ -25,10 +28,11 @@ struct Scheduler::Sequence {
   Request request;
   std::vector<uint32_t> tokens;  // prompt, then the answer so far
   uint32_t prompt_tokens = 0;
-  uint32_t shared_tokens = 0;
-  ConversationStore::Match kept;  // of an earlier turn, until the admission has it
-  ContentHash prefix_hash;
-  engine::Begin begin;  // progress callbacks
+  std::vector<ContentHash> names;  // of the prompt's starts, without the last token
+  uint32_t shared_tokens = 0;      // whole blocks
+  ConversationStore::Match kept;   // of an earlier turn, until the admission has it
+  PrefixRef found;                 // keeps its prefix in the store from the admission to Begin
+  engine::Begin begin;             // progress callbacks
   bool begun = false;
   bool finished = false;  // removed at the end of the step
 
@@ -42,6 +46,10 @@ struct Scheduler::Sequence {
 
   std::span<const BlockId> prefix_blocks() const {
     return prefix ? prefix->blocks.blocks() : std::span<const BlockId>();
+  }
+  // The names of the shared prefix.
+  std::span<const ContentHash> prefix_names(uint32_t block_size) const {
+    return std::span(names).first(shared_tokens / block_size);
   }
 };
 

@@ -24,6 +24,7 @@ class SchedulerTest : public testing::Test {
 
   void Open(uint32_t blocks, SchedulerOptions options = {}, uint32_t max_prefixes = 100,
             uint32_t tp = 1) {
+    Close();
     EngineOptions engine = SmallOptions(kTinyModel);
     engine.block_size = kBlock;
     engine.kv_blocks = blocks;
@@ -38,7 +39,8 @@ class SchedulerTest : public testing::Test {
     scheduler_ = std::make_unique<Scheduler>(*runner_, *prefixes_, *conversations_, options);
   }
 
-  void TearDown() override {
+  void TearDown() override { Close(); }
+  void Close() {
     scheduler_ = nullptr;
     conversations_ = nullptr;
     admissions_.clear();

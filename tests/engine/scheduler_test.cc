@@ -271,7 +271,7 @@ TEST_F(SchedulerTest, APrefilledRequestIsDecodedElsewhere) {
     }
   }
   const uint64_t computed = scheduler_->counts().prompt_tokens;
-  scheduler_->Begin(decoding, {.prefix = prefixes_->Find(room.prefix_hash)});
+  scheduler_->Begin(decoding, {.prefix = prefixes_->Find(room.prefix_names.back())});
   RunAll();
   EXPECT_EQ(ids_[decoding], ids_[local]);
   EXPECT_EQ(scheduler_->counts().prompt_tokens - computed, 1U) << "only the last token runs again";
@@ -344,7 +344,7 @@ TEST_F(SchedulerTest, AWrongPrefixIsAnError) {
 
 TEST_F(SchedulerTest, RandomTrafficEndsAndLeaksNothing) {
   std::mt19937_64 random(TestSeed());
-  Open(40, {.max_batch = 6, .prefill_chunk = 7}, 3);
+  Open(40, {.max_batch = 6, .prefill_chunk = 7, .auto_prefix_tokens = 4}, 3);
   std::vector<RequestNumber> numbers;
   on_token_ = [&](RequestNumber) { now_ += std::chrono::microseconds(300); };
   for (int step = 0; step < 600; ++step) {

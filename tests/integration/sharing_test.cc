@@ -1,4 +1,4 @@
-// One system prompt, many requests: its KV crosses once.
+// Requests that begin alike: the KV of that crosses once.
 #include <thread>
 
 #include "agent/client.h"
@@ -49,6 +49,45 @@ TEST_F(Sharing, SixteenRequestsPullTheirSystemPromptOnce) {
   EXPECT_EQ(counters["kvrelay_pull_bytes_total{path=\"mapped\",kind=\"prefix\"}"],
             256 * kTokenBytes);
   for (Daemon* daemon : {&prefill, &with, &without}) ExpectIdle(*daemon);
+}
+
+// Nobody names a system prompt: what the prompts have in common is found, on two levels.
+TEST_F(Sharing, PromptsThatBeginAlikePullTheirStartOnceWithoutNamingIt) {
+  std::vector<proto::Generate> requests;
+  for (size_t i = 0; i < 12; ++i) {
+    std::vector<uint32_t> prompt = Text(256, 1);
+    for (const uint32_t id : Text(96, 2 + i % 3)) prompt.push_back(id);
+    for (const uint32_t id : Text(5 + i, 20 + i)) prompt.push_back(id);
+    requests.push_back(Greedy({}, prompt, 48));
+  }
+  const auto expected = Reference(BundledModel()).Generate(requests);
+  Daemon& prefill = StartPrefill({"--tp=2", "--block_size=8"});
+  uint64_t prompt_bytes = 0;
+  for (const proto::Generate& request : requests) {
+    prompt_bytes += request.token_ids.size() * kTokenBytes;
+  }
+  for (const std::string relay : {"on", "off", "auto"}) {
+    SCOPED_TRACE("relay " + relay);
+    Daemon& decode = StartDecode({&prefill}, {"--relay=" + relay});
+    const auto replies = AskAll(decode.endpoint(), requests, 12);
+    uint64_t pulled = 0;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ASSERT_TRUE(replies[i].has_value()) << replies[i].error().ToString();
+      EXPECT_EQ(replies[i]->token_ids, expected[i]);
+      const nlohmann::json& kv = replies[i]->summary["kv"];
+      pulled += kv["bytes_pulled"].get<uint64_t>() + kv["prefix_bytes_pulled"].get<uint64_t>();
+      if (relay == "off") {
+        EXPECT_EQ(replies[i]->summary["relay"], "off");
+      }
+    }
+    // Who comes first does not know of the others, perhaps not the second either.
+    EXPECT_LT(pulled, prompt_bytes / 2);
+    const Json counters = Inspect(decode)["counters"];
+    EXPECT_GE(counters["kvrelay_prefixes_found_total"], 8);
+    ExpectIdle(decode);
+    decode.Kill();
+  }
+  ExpectIdle(prefill);
 }
 
 TEST_F(Sharing, TheFirstRequestIsCancelledWhileItsSystemPromptIsUnderWay) {

@@ -123,7 +123,8 @@ TEST_F(ConversationStoreTest, PressureFreesAllButWhatIsInUse) {
 
 TEST_F(ConversationStoreTest, SharesBlocksAcrossThePrefix) {
   SystemPrefixStore prefixes(10);
-  const PrefixRef prefix = prefixes.Insert({}, 2 * kBlock, pool_->Allocate(2).value());
+  const PrefixRef prefix =
+      prefixes.Insert({{}, 2 * kBlock, pool_->Allocate(2).value(), {}, false, {}});
   ConversationStore store({.max_blocks = 20, .ttl = Millis(100)});
   Keep(store, Some(1, 80), prefix);  // 2 blocks of the prefix, 3 of its own
   const ConversationRef kept = store.Find(Some(1, 80), now_).conversation;

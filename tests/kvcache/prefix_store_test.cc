@@ -21,7 +21,7 @@ ContentHash Hash(uint32_t n) {
 class SystemPrefixStoreTest : public ::testing::Test {
  protected:
   PrefixRef Insert(SystemPrefixStore& store, uint32_t n, uint32_t blocks = 1) {
-    return store.Insert(Hash(n), blocks * 16, pool_->Allocate(blocks).value());
+    return store.Insert({Hash(n), blocks * 16, pool_->Allocate(blocks).value(), {}, false, {}});
   }
   const std::shared_ptr<BlockPool> pool_ = BlockPool::Create(256);
 };

@@ -1,5 +1,6 @@
 #include "tests/sim/kv_model.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace kvrelay::sim {
@@ -29,6 +30,11 @@ void ForEachWord(RankMemory& memory, std::span<const BlockId> blocks, uint32_t t
   }
 }
 
+bool IsPrefix(const ContentHash& part) {
+  static const std::vector<ContentHash> names = Prompt{.prefix = kBlocks}.prefix_names();
+  return std::ranges::find(names, part) != names.end();
+}
+
 }  // namespace
 
 ContentHash MakeHash(uint64_t content) {
@@ -39,8 +45,9 @@ ContentHash MakeHash(uint64_t content) {
 }
 
 uint64_t Word(const ContentHash& part, uint32_t token, uint32_t layer, bool v, uint32_t head) {
+  const ContentHash& content = IsPrefix(part) ? MakeHash(0) : part;
   uint64_t h = 0;
-  std::memcpy(&h, part.bytes.data(), sizeof(h));
+  std::memcpy(&h, content.bytes.data(), sizeof(h));
   return Mix(h + token * 64 + layer * 16 + (v ? 8 : 0) + head + 1);
 }
 

@@ -26,17 +26,24 @@ inline const ContentHash kModel{{1}};
 
 ContentHash MakeHash(uint64_t content);
 
-// A prompt: tokens of a shared prefix (whole blocks, maybe none) and its own behind them.
+// A prompt: tokens of a shared prefix (whole blocks, maybe none) and its own behind them. Longer
+// prefixes begin with the shorter ones.
 struct Prompt {
-  uint64_t prefix = 0;  // 0: none
+  uint64_t prefix = 0;  // its number of blocks; 0: none
   uint32_t prefix_tokens = 0;
   uint64_t own = 0;
   uint32_t own_tokens = 0;
   ContentHash prefix_hash() const { return prefix == 0 ? ContentHash{} : MakeHash(prefix); }
+  std::vector<ContentHash> prefix_names() const {
+    std::vector<ContentHash> names;
+    for (uint64_t blocks = 1; blocks <= prefix; ++blocks) names.push_back(MakeHash(blocks));
+    return names;
+  }
   ContentHash hash() const { return MakeHash(own * 1000003 + prefix); }
 };
 
-// The word at global position `token` of a part (prefix or own) of some prompt.
+// The word at global position `token` of a part (prefix or own) of some prompt. All prefixes have
+// the same words.
 uint64_t Word(const ContentHash& part, uint32_t token, uint32_t layer, bool v, uint32_t head);
 
 // One rank's memory: a region with the cache and one with the lease records. Kept for the whole

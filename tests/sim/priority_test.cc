@@ -74,7 +74,7 @@ TEST_P(PriorityOf, ReachesEveryOperationOfThePull) {
   engines.fabric.on_start = [&terms](const transport::Terms& started) { terms.push_back(started); };
   Outcomes outcomes;
   SimDecode& decode = engines.Decode(priority, outcomes);
-  const Prompt prompt{.prefix = 1, .prefix_tokens = 2 * kBlockSize, .own = 2, .own_tokens = 5};
+  const Prompt prompt{.prefix = 2, .prefix_tokens = 2 * kBlockSize, .own = 2, .own_tokens = 5};
   decode.Request(prompt, Millis(60'000), Duration{});
   ASSERT_TRUE(engines.world.Run(TimePoint(Millis(10'000)), 1'000'000));
   ASSERT_EQ(engines.host.violation, "");

@@ -55,7 +55,7 @@ TEST(CalmSchedules, ServeEverything) {
     const Outcomes outcomes = RunSchedule({.seed = seed, .faults = false, .cancels = false});
     ASSERT_EQ(outcomes.violation, "") << "seed " << seed;
     ASSERT_EQ(outcomes.cancelled, 0U) << "seed " << seed;
-    ASSERT_EQ(outcomes.failed, 0U) << "seed " << seed;
+    ASSERT_EQ(outcomes.failed, 0U) << "seed " << seed << ": " << outcomes.last_failure;
     ASSERT_GT(outcomes.served, 0U) << "seed " << seed;
   }
 }

@@ -66,6 +66,7 @@ void SimDecode::Request(const Prompt& prompt, Duration cancel_after, Duration ho
       .prompt_hash = prompt.hash(),
       .prefix_hash = prompt.prefix_hash(),
       .prefix_tokens = prompt.prefix_tokens,
+      .prefix_names = prompt.prefix_names(),
       .blocks =
           [active] { return HeldTables(active->blocks.Share(), active->prompt.prefix_tokens); },
       .priority = options_.priority,
@@ -178,11 +179,10 @@ uint64_t SimDecode::Retries(const std::string& reason) const {
 }
 
 bool SimDecode::AtRest() const {
-  uint32_t cached = 0;
-  for (const SystemPrefixStore::Info& info : store_.List()) cached += info.tokens / kBlockSize;
   return active_.empty() && claims_->held() == 0 && claims_->unacknowledged() == 0 &&
          prefixes_->waiting() == 0 && context_->quarantined_blocks == 0 &&
-         pool_->used_blocks() == cached && std::ranges::all_of(ranks_, [](const auto& rank) {
+         pool_->used_blocks() == store_.idle_blocks() &&
+         std::ranges::all_of(ranks_, [](const auto& rank) {
            return rank->operations() == 0 && rank->sessions() == 0;
          });
 }

@@ -127,6 +127,9 @@ void AddEngineFlags(FlagSet& flags, EngineFlags* engine, const std::string& when
       "cache blocks, or the bytes they may take over all ranks, like 512MiB");
   flags.Whole("max_cached_system_prompts", &o->max_cached_system_prompts, 0, 1U << 20,
               "system prompts whose KV is kept for later requests");
+  flags.Whole("auto_prefix_tokens", &o->auto_prefix_tokens, 0, proto::kMaxTokens,
+              "prompts that begin with so many equal tokens at the same time share them like a "
+              "system prompt, without naming one; 0: only system prompts are shared");
   AddNamed(flags, "relay", "auto|on|off", engine::RelayModeName(o->relay), &o->relay,
            engine::RelayModeFromName,
            "attention that reads a shared system prompt once for all its requests");

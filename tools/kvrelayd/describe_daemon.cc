@@ -132,6 +132,8 @@ void AddCounters(Description& d, engine::Engine& engine, agent::EngineAgent& age
   d.counters["kvrelay_conversations_ended_total{reason=\"ttl\"}"] =
       static_cast<double>(kept.expired);
   d.counters["kvrelay_queue_depth"] = counts.queued;
+  d.counters["kvrelay_prefixes_found_total"] = static_cast<double>(counts.prefixes_found);
+  d.counters["kvrelay_prefixes_promoted_total"] = static_cast<double>(counts.prefixes_promoted);
 }
 
 void AddVirtualKv(Description& d, const VirtualKvMetrics& metrics) {
