@@ -162,6 +162,16 @@ uint32_t SystemPrefixStore::size() const {
   return static_cast<uint32_t>(state_->entries.size());
 }
 
+uint32_t SystemPrefixStore::blocks() const {
+  const std::lock_guard lock(state_->mutex);
+  std::unordered_set<BlockId> all;
+  for (const State::Entry& entry : state_->entries) {
+    const auto blocks = entry.prefix->blocks.blocks();
+    all.insert(blocks.begin(), blocks.end());
+  }
+  return static_cast<uint32_t>(all.size());
+}
+
 uint32_t SystemPrefixStore::idle_blocks() const {
   const std::lock_guard lock(state_->mutex);
   std::unordered_set<BlockId> idle;

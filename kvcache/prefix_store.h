@@ -72,6 +72,7 @@ class SystemPrefixStore {
   void Clear();  // drops every prefix without references
 
   uint32_t size() const;
+  uint32_t blocks() const;  // of all prefixes, each once
   // Different ones of the prefixes without references: what evicting all of those would free,
   // unless somebody else has them.
   uint32_t idle_blocks() const;

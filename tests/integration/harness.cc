@@ -317,14 +317,10 @@ void Story::ExpectIdle(const Daemon& daemon) {
   const bool idle = Eventually(daemon.name() + " is idle", [&] {
     last = Inspect(daemon);
     if (!last.is_object()) return false;
-    uint64_t prefix_tokens = 0;
-    for (const Json& prefix : last["prefixes"]) prefix_tokens += prefix["tokens"].get<uint64_t>();
-    const uint64_t block_size = last["layout"]["block_size"].get<uint64_t>();
-    return last["leases"].empty() && last["sessions"].empty() &&
-           last["blocks"]["quarantine"] == 0 &&
-           (last["blocks"]["used"].get<uint64_t>() - last["blocks"]["kept"].get<uint64_t>()) *
-                   block_size ==
-               prefix_tokens;
+    const Json& blocks = last["blocks"];
+    return last["leases"].empty() && last["sessions"].empty() && blocks["quarantine"] == 0 &&
+           blocks["used"].get<uint64_t>() ==
+               blocks["kept"].get<uint64_t>() + blocks["shared"].get<uint64_t>();
   });
   if (!idle) ADD_FAILURE() << last.dump(2);
 }

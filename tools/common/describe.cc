@@ -70,6 +70,7 @@ void Visit(Visitor& v, Description::Blocks& x) {
   v("free", x.free);
   v("quarantine", x.quarantine);
   v("kept", x.kept);
+  v("shared", x.shared);
 }
 template <typename Visitor>
 void Visit(Visitor& v, Description::Lease& x) {

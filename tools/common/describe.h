@@ -73,7 +73,8 @@ struct Description {
     uint64_t used = 0;
     uint64_t free = 0;
     uint64_t quarantine = 0;
-    uint64_t kept = 0;  // of the used ones, for conversations' next turns
+    uint64_t kept = 0;    // of the used ones, for conversations' next turns
+    uint64_t shared = 0;  // of the used ones, of shared prefixes
   };
   struct Lease {
     std::string id;

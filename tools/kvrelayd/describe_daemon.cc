@@ -202,7 +202,8 @@ Description DescribeDaemon(const DaemonFacts& facts, const DaemonState& state,
                       std::min<uint64_t>(snapshot.quarantined_blocks, engine.pool()->used_blocks()),
               .free = engine.pool()->free_blocks(),
               .quarantine = snapshot.quarantined_blocks,
-              .kept = engine.conversations().info().blocks};
+              .kept = engine.conversations().info().blocks,
+              .shared = engine.prefixes().blocks()};
   AddCounters(d, engine, agent);
   if (const VirtualKvCache* cache = engine.runner().virtual_cache()) {
     AddVirtualKv(d, cache->metrics());
