@@ -162,7 +162,11 @@ void PrefixTable::OnDrained(const ContentHash& hash) {
   for (const auto& [name, entry] : entries_) {
     if (entry.behind == hash) behind.push_back(name);
   }
-  for (const ContentHash& name : behind) Move(name);
+  for (const ContentHash& name : behind) {
+    // What one moves may end another.
+    const auto it = entries_.find(name);
+    if (it != entries_.end() && it->second.behind == hash) Move(name);
+  }
 }
 
 void PrefixTable::Cancel(RequestId id) {
