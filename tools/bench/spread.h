@@ -16,6 +16,9 @@ struct Spread {
     max = values.back();
   }
   nlohmann::ordered_json json() const { return {{"min", min}, {"median", median}, {"max", max}}; }
+  nlohmann::ordered_json json_us() const {
+    return {{"min_us", min}, {"median_us", median}, {"max_us", max}};
+  }
 
   double min = 0;
   double median = 0;

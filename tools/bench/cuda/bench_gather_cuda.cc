@@ -14,11 +14,13 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/cuda/device_array.h"
 #include "kvcache/cuda/gather_cuda.h"
 #include "tools/bench/cuda/flush.h"
+#include "tools/bench/spread.h"
 
 namespace kvrelay::bench {
 namespace {
@@ -32,12 +34,6 @@ constexpr uint32_t kBlockTokens = 16;
 // Copies that are launched one by one: enough to see their rate.
 constexpr size_t kMostCopies = 4096;
 constexpr size_t kMostBatched = 32768;
-
-struct Spread {
-  double min = 0;
-  double median = 0;
-  double max = 0;
-};
 
 // us between events around what `enqueue` puts on a stream of the highest priority.
 class Timer {
@@ -63,8 +59,7 @@ class Timer {
       KVRELAY_CUDA(cudaEventElapsedTime(&ms, begin_, end_));
       if (i >= 0) us.push_back(ms * 1e3);
     }
-    std::ranges::sort(us);
-    return {us.front(), us[us.size() / 2], us.back()};
+    return Spread(std::move(us));
   }
 
  private:

@@ -193,8 +193,8 @@ int RunPaged(int argc, char** argv) {
                                {"floor_us", cost.floor_us()},
                                {"bytes", cost.bytes},
                                {"flops", cost.flops},
-                               {"attend", attend.ToJson()},
-                               {"schedule", plan.ToJson()}});
+                               {"attend", attend.json_us()},
+                               {"schedule", plan.json_us()}});
   }
   if (!json_file.empty()) std::ofstream(json_file) << report.dump(1) << "\n";
   return 0;

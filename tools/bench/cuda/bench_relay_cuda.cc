@@ -220,10 +220,10 @@ int Run(int argc, char** argv) {
                                {"floor_us", floor.us},
                                {"bytes", floor.bytes},
                                {"flops", floor.flops},
-                               {"auto", chosen.ToJson()},
-                               {"relay", relay.ToJson()},
-                               {"paged_shared", paged.ToJson()},
-                               {"schedule", plan.ToJson()}});
+                               {"auto", chosen.json_us()},
+                               {"relay", relay.json_us()},
+                               {"paged_shared", paged.json_us()},
+                               {"schedule", plan.json_us()}});
   }
   if (!json_file.empty()) std::ofstream(json_file) << report.dump(1) << "\n";
   return 0;

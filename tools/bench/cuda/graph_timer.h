@@ -4,24 +4,15 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <functional>
-#include <nlohmann/json.hpp>
+#include <utility>
 #include <vector>
 
 #include "attention/cuda/device_array.h"
 #include "tools/bench/cuda/flush.h"
+#include "tools/bench/spread.h"
 
 namespace kvrelay::bench {
-
-struct Spread {
-  double min = 0;
-  double median = 0;
-  double max = 0;
-  nlohmann::json ToJson() const {
-    return {{"min_us", min}, {"median_us", median}, {"max_us", max}};
-  }
-};
 
 // Times one replay of what `enqueue` captures.
 class GraphTimer {
@@ -52,8 +43,7 @@ class GraphTimer {
     }
     KVRELAY_CUDA(cudaGraphExecDestroy(replay));
     KVRELAY_CUDA(cudaGraphDestroy(graph));
-    std::ranges::sort(us);
-    return {us.front(), us[us.size() / 2], us.back()};
+    return Spread(std::move(us));
   }
 
  private:
